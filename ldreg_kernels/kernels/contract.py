@@ -1,0 +1,77 @@
+"""What every backend takes and returns: the vocabulary shared by the reference, C++, Triton and CUDA.
+
+Symbols used everywhere: x [B, D] queries, y [N, D] references (constant), k neighbours without self, d [B, k] ascending
+Euclidean distances, idx [B, k]. A backend is a module with three functions, `knn`, `lid` and `ldreg`, over a `Problem`.
+This file holds no arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+ESTIMATORS = ("mom", "mom_amsaleg", "mle", "hill", "hill_unbiased", "mada")
+FORMS = ("l1", "l1_abs", "l2", "min", "target")
+REDUCTIONS = ("mean", "sum", "none")
+PRECISIONS = ("exact", "fast")
+
+MLE_EPSILON = 1e-4  # the published constant inside the logarithm of `mle`
+LID_MAX = 1e6  # at or above it the k distances are equal as far as float32 distances (1e-7 relative) can tell
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One neighbour problem, already validated.
+
+    `y` is `x` itself when every row searches its own batch. `self_index` is an offset (row i of x is row
+    `self_index + i` of y), a map [B] int64 with -1 for "not in y", or None. `drop_smallest` takes k + 1 neighbours and
+    drops the nearest, whatever it is: the published convention, used by `compat` only.
+    """
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [N, D]
+    k: int
+    self_index: int | Tensor | None
+    precision: str = "exact"
+    drop_smallest: bool = False
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the references are the queries, row for row."""
+        return self.y is self.x and isinstance(self.self_index, int) and self.self_index == 0
+
+
+class KnnResult(NamedTuple):
+    """Neighbours of every row, nearest first, ties by the lower index."""
+
+    distances: Tensor  # [B, k] float32 (float64 for float64 inputs)
+    indices: Tensor  # [B, k] int64
+
+
+class LidResult(NamedTuple):
+    """Per-row LID, and the gradient of its logarithm.
+
+    `degenerate` marks rows of finite distances whose ln LID does not exist (d_k = 0, all distances equal, LID = 0); their
+    `grad` is 0. Rows touched by NaN or Inf are not degenerate: their LID and grad are NaN.
+    """
+
+    lid: Tensor  # [B]
+    degenerate: Tensor  # [B] bool
+    tracked: Tensor  # [T, B]
+    grad: Tensor  # [B, D] d ln LID_i / d x_i, or [0, D] when not asked for
+
+
+class LdregResult(NamedTuple):
+    """The loss, and everything the backward pass and the logs need."""
+
+    value: Tensor  # [] or [B] with reduction "none"
+    coeff: Tensor  # [B] d value / d ln LID_i (d value_i / d ln LID_i with reduction "none")
+    lid: Tensor  # [B]
+    degenerate: Tensor  # [B] bool
+    tracked: Tensor  # [T, B]
+    grad: Tensor  # [B, D] d ln LID_i / d x_i, or [0, D]
+
+
+Track = tuple[tuple[str, int], ...]

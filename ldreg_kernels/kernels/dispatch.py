@@ -1,0 +1,67 @@
+"""Which backend runs: names to modules, with a reason for every one that cannot.
+
+`auto` takes the fastest available for the device. A backend asked for by name that cannot run raises with its reason;
+nothing falls back silently. Modules are imported on first use, so importing the package needs no extension, no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+# name -> (module, device types it serves); order is `auto`'s preference
+_BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cuda": ("", ("cuda",)),
+    "triton": ("", ("cuda",)),
+    "cpu": ("native", ("cpu",)),
+    "reference": ("reference", ("cpu", "cuda", "mps", "xpu")),
+}
+NAMES = ("auto", *_BACKENDS)
+_NOT_WRITTEN = "not part of this version"
+
+
+@lru_cache(maxsize=None)
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{_BACKENDS[name][0]}", __package__)
+
+
+def unavailable_reason(name: str) -> str | None:
+    """Why backend `name` cannot run on this machine, or None if it can."""
+    if not _BACKENDS[name][0]:
+        return _NOT_WRITTEN
+    reason: str | None = _module(name).unavailable_reason()
+    return reason
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend of this package with the reason it is unavailable, None for those that run.
+
+    Returns:
+        `{"cuda": reason, "triton": reason, "cpu": None, "reference": None}`, in `auto`'s order of preference.
+    """
+    return {name: unavailable_reason(name) for name in _BACKENDS}
+
+
+def resolve(name: str, device: torch.device) -> ModuleType:
+    """The module that serves `backend=name` for tensors on `device`.
+
+    Raises:
+        ValueError: unknown name, or a backend that does not serve this device.
+        RuntimeError: a backend asked for by name that is unavailable, with the reason.
+    """
+    if name == "auto":
+        for candidate, (_, devices) in _BACKENDS.items():
+            if device.type in devices and unavailable_reason(candidate) is None:
+                return _module(candidate)
+        raise RuntimeError(f"no backend serves {device.type} tensors; see ldreg_kernels.backends()")
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    reason = unavailable_reason(name)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} is unavailable: {reason}")
+    if device.type not in _BACKENDS[name][1]:
+        raise ValueError(f"backend {name!r} serves {' and '.join(_BACKENDS[name][1])} tensors, got x on {device}")
+    return _module(name)

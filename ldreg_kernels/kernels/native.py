@@ -1,0 +1,3 @@
+"""The C++ CPU backend."""
+def unavailable_reason():
+    return "not built"

@@ -1,0 +1,245 @@
+"""The naive truth: cdist, sort, autograd. Every other backend is judged against this file in float64.
+
+Three parts, top to bottom: neighbours, estimators (numbers of equation in the docstrings), loss forms; then the
+functions of the backend contract, whose gradients come from autograd on purpose, so that no closed form is trusted.
+The last part is the published LDReg code's computation, kept as the baseline of benchmarks.
+It materialises B x N matrices and makes no attempt to be fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contract import LID_MAX, MLE_EPSILON, KnnResult, LdregResult, LidResult, Problem, Track
+
+DIRECT = "donot_use_mm_for_euclid_dist"  # differences, not the matrix-product form: accurate at any offset
+
+
+def unavailable_reason(device: torch.device | None = None) -> str | None:
+    """The reference runs wherever torch does."""
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- neighbours
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays; everything else is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def neighbours(problem: Problem, compute_mode: str = DIRECT) -> KnnResult:
+    """The k nearest rows of y for every row of x by a full sort; distances are differentiable in x.
+
+    A pair with NaN or Inf in either row is at distance NaN and comes after every finite one, lower index first.
+    """
+    x, y = problem.x, problem.y.detach()
+    dtype = accumulation_dtype(x.dtype)
+    unit = _scale(x, y)
+    r = torch.cdist(x.to(dtype) * unit, y.to(dtype) * unit, compute_mode=compute_mode)  # [B, N]
+    finite = x.detach().isfinite().all(1)[:, None] & y.isfinite().all(1)  # [B, N]
+    key = torch.where(finite, r.detach(), torch.inf)
+    key = _mask_self(key, problem.self_index)
+    wanted = problem.k + int(problem.drop_smallest)
+    idx = key.sort(dim=1, stable=True).indices[:, :wanted]  # [B, k]
+    if problem.drop_smallest:
+        idx = idx[:, 1:]
+    distances = torch.where(finite.gather(1, idx), r.gather(1, idx), torch.nan)
+    return KnnResult(distances / unit, idx)
+
+
+def _scale(x: Tensor, y: Tensor) -> float:
+    """A power of two that brings the largest finite entry near 1 when squares would leave float32's range, else 1."""
+    largest = max(float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if t.numel() else 0.0 for t in (x, y))
+    if largest == 0.0 or 1e-12 < largest < 1e12:
+        return 1.0
+    return 2.0 ** -round(math.log2(largest))
+
+
+def _mask_self(key: Tensor, self_index: int | Tensor | None) -> Tensor:
+    """Put every row's own column behind all others (NaN sorts last)."""
+    if self_index is None:
+        return key
+    rows = torch.arange(key.shape[0], device=key.device)
+    own = rows + self_index if isinstance(self_index, int) else self_index
+    present = own >= 0
+    key = key.clone()
+    key[rows[present], own[present]] = torch.nan
+    return key
+
+
+# ------------------------------------------------------------------------------------------------- estimators
+# d [B, k] ascending, self removed; d_k = d[:, -1].
+
+
+def mom(d: Tensor) -> Tensor:
+    """Method of moments as in the published LDReg code: m / (d_k - m), m the mean of the k-1 nearer distances."""
+    d_k = d[:, -1]
+    return d[:, :-1].mean(1) / (d_k[:, None] - d[:, :-1]).mean(1)
+
+
+def mom_amsaleg(d: Tensor) -> Tensor:
+    """Method of moments over all k distances (Amsaleg et al. 2015; text of the LDReg paper, eq. 4): M / (d_k - M)."""
+    d_k = d[:, -1]
+    return d.mean(1) / (d_k[:, None] - d).mean(1)
+
+
+def mle(d: Tensor) -> Tensor:
+    """Maximum likelihood as in the published LDReg code: -k / sum_{j<k} ln(d_j / d_k + 1e-4)."""
+    return -d.shape[1] / torch.log(d[:, :-1] / d[:, -1:] + MLE_EPSILON).sum(1)
+
+
+def _log_ratios(d: Tensor) -> Tensor:
+    return -torch.log(d[:, :-1] / d[:, -1:]).sum(1)  # S = sum_{j<k} ln(d_k / d_j)
+
+
+def hill(d: Tensor) -> Tensor:
+    """Hill estimator (Amsaleg et al. 2015, MLE): (k-1) / S."""
+    return (d.shape[1] - 1) / _log_ratios(d)
+
+
+def hill_unbiased(d: Tensor) -> Tensor:
+    """Hill estimator with Levina and Bickel's (2005) correction: (k-2) / S."""
+    return (d.shape[1] - 2) / _log_ratios(d)
+
+
+def mada(d: Tensor) -> Tensor:
+    """Manifold-adaptive (expansion) dimension (Farahmand et al. 2007): ln 2 / ln(d_k / d_h), h = floor(k/2)."""
+    k = d.shape[1]
+    return math.log(2.0) / torch.log(d[:, -1] / d[:, k // 2 - 1])
+
+
+_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mom": mom,
+    "mom_amsaleg": mom_amsaleg,
+    "mle": mle,
+    "hill": hill,
+    "hill_unbiased": hill_unbiased,
+    "mada": mada,
+}
+
+
+def estimate(d: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """LID [B] (differentiable in d) and the mask of degenerate rows [B].
+
+    Degenerate: the distances are finite but ln LID does not exist. LID is NaN where d_k = 0 or the k distances cannot
+    be told apart (LID outside [0, 1e6]), and 0 where the nearer distances are 0 but d_k is not.
+    """
+    finite = d.detach().isfinite().all(1)
+    raw = _ESTIMATORS[estimator](d.detach())
+    in_range = (d.detach()[:, -1] > 0) & (raw >= 0) & (raw < LID_MAX)
+    usable = finite & in_range & (raw > 0)
+    # The unusable rows must not enter autograd: 0 * inf in their backward would be NaN.
+    stand_in = torch.arange(1, d.shape[1] + 1, dtype=d.dtype, device=d.device)
+    lid = _ESTIMATORS[estimator](torch.where(usable[:, None], d, stand_in))
+    other = torch.where(finite & in_range, torch.zeros_like(raw), torch.full_like(raw, torch.nan))
+    return torch.where(usable, lid, other), finite & ~usable
+
+
+# ------------------------------------------------------------------------------------------------- loss forms
+
+
+def loss(lid: Tensor, degenerate: Tensor, form: str, target: float | None, reduction: str) -> Tensor:
+    """R to add to the SSL loss; degenerate rows contribute nothing and are not counted in the mean.
+
+    l1 = -mean ln LID (LDReg paper eq. 3 for L1), l1_abs = -mean |ln LID| (published code), l2 = -(mean ln^2 LID)^(1/2)
+    (paper), min = +mean ln LID (paper's MinLID), target = mean |ln(LID / target)| (paper, appendix A).
+    """
+    ln = _log(lid, degenerate)
+    if form == "target":
+        assert target is not None
+        ln = ln - math.log(target)
+    keep = ~degenerate
+    count = keep.sum().clamp(min=1)
+    if form == "l2":
+        square = (ln.square() * keep).sum() / count
+        positive = ~(square.detach() == 0)  # the square root has no derivative at 0: use 0 there
+        return -torch.where(positive, square, torch.ones_like(square)).sqrt() * positive
+    per_row = {"l1": -ln, "l1_abs": -ln.abs(), "min": ln, "target": ln.abs()}[form]
+    per_row = torch.where(keep, per_row, torch.zeros_like(per_row))
+    if reduction == "none":
+        return per_row
+    return per_row.sum() / count if reduction == "mean" else per_row.sum()
+
+
+# ------------------------------------------------------------------------------------------------- backend contract
+
+
+def knn(problem: Problem) -> KnnResult:
+    """Contract `knn`: distances and indices, no gradient."""
+    with torch.no_grad():
+        return neighbours(problem)
+
+
+def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
+    """Contract `lid`: every estimate comes from one list of the largest k asked for; the gradient is autograd's."""
+    dtype = accumulation_dtype(problem.x.dtype)
+    y = problem.y.detach().to(dtype)
+    k_max = max([problem.k, *(k for _, k in track)])
+
+    def compute() -> LidResult:
+        x = problem.x.detach().to(dtype, copy=True).requires_grad_(need_grad)
+        d = neighbours(replace(problem, x=x, y=y, k=k_max)).distances
+        value, degenerate = estimate(d[:, : problem.k], estimator)
+        grad = x.new_empty(0, x.shape[1])
+        if need_grad:
+            (grad,) = torch.autograd.grad(_log(value, degenerate).sum(), x)
+            touched_by_nan = value.isnan() & ~degenerate
+            grad = grad.masked_fill(touched_by_nan[:, None], torch.nan)
+        tracked = [estimate(d[:, :k].detach(), name)[0] for name, k in track]
+        stacked = torch.stack(tracked) if tracked else d.new_empty(0, d.shape[0])
+        return LidResult(value.detach(), degenerate, stacked.detach(), grad)
+
+    return _with_autograd(compute)
+
+
+def _with_autograd(compute: Callable[[], Any]) -> Any:
+    """Run `compute` where the autograd tape records.
+
+    Inside a registered op the tape is switched off below the dispatcher, thread by thread; a fresh thread has it on.
+    """
+    with ThreadPoolExecutor(max_workers=1) as fresh:
+        return fresh.submit(compute).result()
+
+
+def _log(lid: Tensor, degenerate: Tensor) -> Tensor:
+    """ln LID with 0 in the place of degenerate rows."""
+    return torch.where(degenerate, torch.ones_like(lid), lid).log()
+
+
+def ldreg(
+    problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
+) -> LdregResult:
+    """Contract `ldreg`: the loss and d loss / d ln LID, by autograd on the [B] vector of estimates."""
+    rows = lid(problem, estimator, track, need_grad)
+
+    def compute() -> LdregResult:
+        ln = _log(rows.lid, rows.degenerate).requires_grad_()
+        value = loss(ln.exp(), rows.degenerate, form, target, reduction)
+        (coeff,) = torch.autograd.grad(value.sum(), ln)
+        return LdregResult(value.detach(), coeff, *rows)
+
+    return _with_autograd(compute)
+
+
+# ------------------------------------------------------------------------------------------------- published baseline
+
+
+def published_lid(
+    data: Tensor, reference: Tensor, k: int, estimator: str = "mom", compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+) -> Tensor:
+    """LID [B] the way the published LDReg code computes it: the baseline of every benchmark.
+
+    Full cdist, full sort, the smallest distance dropped as "self", k clamped to `data.shape[0] - 2`; gradients are
+    autograd's. Source: the formulas of `lid_mom_est` and `lid_mle` in the LDReg paper's released code.
+    """
+    k = min(k, data.shape[0] - 2)
+    sorted_distances, _ = torch.cdist(data, reference, compute_mode=compute_mode).sort(dim=1)  # [B, N]
+    return _ESTIMATORS[estimator](sorted_distances[:, 1 : k + 1])

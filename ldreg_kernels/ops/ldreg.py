@@ -1,0 +1,183 @@
+"""`ldreg_loss`: the LDReg regulariser, its gradient and every LID worth logging, from one launch.
+
+R = reduction_i phi(ln LID_i). The launch emits R, u_i = dR / d ln LID_i and the unit row gradients d ln LID_i / d x_i;
+backward is dL/dx_i = dL/dR * u_i * d ln LID_i / d x_i. No global scalar is needed before the gradient rows are written,
+so the loss forms that couple rows (l2, the mean over valid rows) cost no second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import dispatch
+from ..kernels.contract import ESTIMATORS, FORMS
+from . import validate
+from .knn import make_problem, result_dtype
+from .row_gradient import scale_rows
+
+
+@dataclass(frozen=True)
+class LDRegStats:
+    """What one launch knows beyond the loss; all detached."""
+
+    lid: Tensor  # [B] the estimates the loss is made of
+    tracked: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # {("mle", 32): [B], ...}
+    degenerate: Tensor | None = None  # [] int64: rows left out of the loss (no host synchronisation)
+
+
+@torch.library.custom_op("ldreg::ldreg", mutates_args=())
+def _ldreg(
+    x: Tensor,
+    y: Tensor | None,
+    k: int,
+    estimator: str,
+    form: str,
+    target: float | None,
+    reduction: str,
+    track_estimators: str,
+    track_ks: Sequence[int],
+    self_map: Tensor | None,
+    self_offset: int | None,
+    need_grad: bool,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if x.shape[0] == 0:
+        shape = (0,) if reduction == "none" else ()
+        zeros = x.new_zeros(shape, dtype=result_dtype(x))
+        return (zeros, *_empty_rows(x, len(track_ks), need_grad))
+    track = tuple(zip(track_estimators.split(",") if track_ks else (), track_ks, strict=True))
+    problem = make_problem(x, y, k, self_map, self_offset, precision)
+    result = dispatch.resolve(backend, x.device).ldreg(
+        problem, estimator, form, target, reduction, track, need_grad
+    )
+    return tuple(result)
+
+
+@_ldreg.register_fake
+def _ldreg_fake(
+    x: Tensor,
+    y: Tensor | None,
+    k: int,
+    estimator: str,
+    form: str,
+    target: float | None,
+    reduction: str,
+    track_estimators: str,
+    track_ks: Sequence[int],
+    self_map: Tensor | None,
+    self_offset: int | None,
+    need_grad: bool,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    value = x.new_empty((x.shape[0],) if reduction == "none" else (), dtype=result_dtype(x))
+    return (value, *_empty_rows(x, len(track_ks), need_grad))
+
+
+def _empty_rows(x: Tensor, tracked: int, need_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, dtype = x.shape[0], result_dtype(x)
+    return (
+        x.new_empty(rows, dtype=dtype),
+        x.new_empty(rows, dtype=dtype),
+        x.new_empty(rows, dtype=torch.bool),
+        x.new_empty(tracked, rows, dtype=dtype),
+        x.new_empty(rows if need_grad else 0, x.shape[1], dtype=dtype),
+    )
+
+
+class _LDReg(torch.autograd.Function):
+    """Forward launches; backward scales the rows of the gradient that forward left behind."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        value, coeff, lid, degenerate, tracked, grad = torch.ops.ldreg.ldreg(x, *arguments)
+        ctx.save_for_backward(coeff, grad)
+        ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
+        ctx.mark_non_differentiable(lid, degenerate, tracked)
+        return value, lid, degenerate, tracked
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        coeff, grad = ctx.saved_tensors
+        return (scale_rows(coeff * grad_value, grad, ctx.x), *([None] * 13))
+
+
+def ldreg_loss(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    k: int = 64,
+    form: str = "l1",
+    estimator: str = "mom",
+    target: float | None = None,
+    self_index: int | Tensor | None = None,
+    track: Sequence[tuple[str, int]] = (),
+    reduction: str = "mean",
+    backend: str = "auto",
+    precision: str = "exact",
+    return_stats: bool = False,
+) -> Any:
+    """The LDReg regulariser R, to be added: `total = ssl_loss + beta * ldreg_loss(features)`.
+
+    R = -(1/B) sum_i ln LID_i for the default form (Huang et al., "LDReg", ICLR 2024, eq. 3, the L1 form): lowering R
+    raises the geometric mean of the local intrinsic dimensionalities. Gradients reach x only.
+
+    Args:
+        x: features [B, D]; float32, float64, bfloat16 or float16, any strides.
+        y: references [N, D], dtype and device of x, constant; None takes x itself, each row's own index left out.
+        k: neighbours per row, 2 <= k <= N (N - 1 where self is left out).
+        form: l1 = -mean ln LID; l1_abs = -mean |ln LID| (published code); l2 = -(mean ln^2 LID)^(1/2) (paper);
+            min = +mean ln LID (MinLID, collapses on purpose); target = mean |ln(LID / target)|.
+        estimator: mom, mom_amsaleg, mle, hill, hill_unbiased or mada.
+        target: the LID that form="target" pulls towards; only there.
+        self_index: where row i of x sits in y: offset, int64 map [B] with -1 for "not in y", or None; see `knn`.
+        track: (estimator, k) pairs logged from the same pass, e.g. [("mle", 32), ("mle", 512)].
+        reduction: mean (over the rows that are not degenerate), sum, or none ([B], degenerate rows 0).
+        backend: auto, reference, cpu, triton or cuda.
+        precision: "exact" or "fast"; see `knn`.
+        return_stats: also return LDRegStats.
+
+    Returns:
+        R, float32 (float64 for float64 inputs), a scalar or [B] with reduction="none"; with return_stats
+        (R, LDRegStats). Rows whose ln LID does not exist (k identical copies, equal distances) are left out and counted
+        in `degenerate`; if every row is, R is 0 with zero gradient. NaN or Inf in a row makes R NaN.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by name.
+        RuntimeError: an unavailable backend; differentiating twice.
+    """
+    validate.features(x, y)
+    estimator = validate.choice("estimator", estimator, ESTIMATORS)
+    form = validate.choice("form", form, FORMS)
+    target = validate.target(form, target)
+    reduction = validate.reduction(form, reduction)
+    offset, own = validate.self_index(self_index, x, y)
+    leaves_self_out = offset is not None or own is not None
+    k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, leaves_self_out)
+    pairs = validate.track(track, x, y, leaves_self_out)
+    backend, precision = validate.backend(backend), validate.precision(precision)
+    value, lid, degenerate, tracked = _LDReg.apply(
+        x,
+        None if y is None else y.detach(),
+        k,
+        estimator,
+        form,
+        target,
+        reduction,
+        ",".join(name for name, _ in pairs),  # a schema has lists of ints, but none of strings
+        [k for _, k in pairs],
+        own,
+        offset,
+        torch.is_grad_enabled() and x.requires_grad,
+        backend,
+        precision,
+    )
+    if not return_stats:
+        return value
+    return value, LDRegStats(lid, dict(zip(pairs, tracked.unbind(0), strict=True)), degenerate.sum())

@@ -1,0 +1,137 @@
+"""`lid`: local intrinsic dimensionality of every row, differentiable in x.
+
+The launch emits LID_i and the unit gradient d ln LID_i / d x_i together. Because the references are constant, LID_i
+depends on x_i alone, so backward is a row scaling:  dL/dx_i = dL/dLID_i * LID_i * d ln LID_i / d x_i.
+Formulas of the estimators: kernels/reference.py. The loss on top of them is ops/ldreg.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import dispatch
+from ..kernels.contract import ESTIMATORS
+from . import validate
+from .knn import make_problem, result_dtype
+from .row_gradient import scale_rows
+
+
+@torch.library.custom_op("ldreg::lid", mutates_args=())
+def _lid(
+    x: Tensor,
+    y: Tensor | None,
+    k: int,
+    estimator: str,
+    self_map: Tensor | None,
+    self_offset: int | None,
+    drop_smallest: bool,
+    need_grad: bool,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    if x.shape[0] == 0:
+        return _lid_fake(x, y, k, estimator, self_map, self_offset, drop_smallest, need_grad, backend, precision)
+    problem = make_problem(x, y, k, self_map, self_offset, precision, drop_smallest)
+    result = dispatch.resolve(backend, x.device).lid(problem, estimator, (), need_grad)
+    return result.lid, result.grad
+
+
+@_lid.register_fake
+def _lid_fake(
+    x: Tensor,
+    y: Tensor | None,
+    k: int,
+    estimator: str,
+    self_map: Tensor | None,
+    self_offset: int | None,
+    drop_smallest: bool,
+    need_grad: bool,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(x)
+    return x.new_empty(x.shape[0], dtype=dtype), x.new_empty(x.shape[0] if need_grad else 0, x.shape[1], dtype=dtype)
+
+
+class _Lid(torch.autograd.Function):
+    """Forward launches; backward scales the rows of the gradient that forward left behind."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor | None, need_grad: bool, *arguments: Any) -> Tensor:
+        k, estimator, own, offset, drop_smallest, backend, precision = arguments
+        lid, grad = torch.ops.ldreg.lid(
+            x, y, k, estimator, own, offset, drop_smallest, need_grad, backend, precision
+        )
+        ctx.save_for_backward(lid, grad)
+        ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
+        return lid
+
+    @staticmethod
+    def backward(ctx: Any, grad_lid: Tensor) -> tuple[Tensor | None, ...]:
+        lid, grad = ctx.saved_tensors
+        # A degenerate row has LID NaN and unit gradient 0: its gradient is 0, not NaN.
+        scale = torch.where(lid.isnan(), torch.ones_like(lid), lid) * grad_lid
+        return (scale_rows(scale, grad, ctx.x), *([None] * 9))
+
+
+def lid_function(
+    x: Tensor,
+    y: Tensor | None,
+    k: int,
+    estimator: str,
+    own: Tensor | None,
+    offset: int | None,
+    drop_smallest: bool,
+    backend: str,
+    precision: str,
+) -> Tensor:
+    """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces."""
+    need_grad = torch.is_grad_enabled() and x.requires_grad
+    result: Tensor = _Lid.apply(x, y, need_grad, k, estimator, own, offset, drop_smallest, backend, precision)
+    return result
+
+
+def lid(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    k: int = 64,
+    estimator: str = "mom",
+    self_index: int | Tensor | None = None,
+    backend: str = "auto",
+    precision: str = "exact",
+) -> Tensor:
+    """Local intrinsic dimensionality of every row of x among the rows of y.
+
+    With the default estimator, LID_i = m_i / (d_ik - m_i), where d_ik is the distance to the k-th neighbour and m_i the
+    mean of the k - 1 nearer ones (Huang et al., "LDReg", ICLR 2024, Algorithm 1). Gradients reach x only; y is constant,
+    also where y is None and the references are x itself.
+
+    Args:
+        x: queries [B, D]; float32, float64, bfloat16 or float16, any strides.
+        y: references [N, D], dtype and device of x; None takes x itself, each row's own index left out.
+        k: neighbours per row, 2 <= k <= N (N - 1 where self is left out); 3 at least for hill_unbiased.
+        estimator: mom, mom_amsaleg, mle, hill, hill_unbiased or mada.
+        self_index: offset, int64 map [B] with -1 for "not in y", or None; see `knn`.
+        backend: auto, reference, cpu, triton or cuda.
+        precision: "exact" or "fast"; see `knn`.
+
+    Returns:
+        LID [B], dimensionless, float32 (float64 for float64 inputs). NaN where the k distances are 0 or all equal
+        (LID above 1e6 is not distinguishable from that), and for rows or neighbours with NaN or Inf; 0 where d_k > 0 but
+        the mean of the nearer distances (or the Hill ratio) is 0. The former kinds have gradient 0.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by name.
+        RuntimeError: an unavailable backend; differentiating twice.
+    """
+    validate.features(x, y)
+    estimator = validate.choice("estimator", estimator, ESTIMATORS)
+    offset, own = validate.self_index(self_index, x, y)
+    k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
+    backend, precision = validate.backend(backend), validate.precision(precision)
+    y = None if y is None else y.detach()
+    return lid_function(x, y, k, estimator, own, offset, False, backend, precision)

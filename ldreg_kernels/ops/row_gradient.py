@@ -1,0 +1,36 @@
+"""The backward pass shared by `lid` and `ldreg_loss`: scale the rows of the gradient that the launch left behind.
+
+dL/dx_i = s_i * g_i with g_i = d ln LID_i / d x_i. The launch has no second derivative, so differentiating the result again
+is refused; `once_differentiable` alone would not do, because it stays silent when the incoming gradient is a constant and
+returns a second derivative of zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def scale_rows(scale: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """scale [B] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises."""
+    result = (scale[:, None] * grad).to(x.dtype)
+    if torch.is_grad_enabled():  # backward(create_graph=True)
+        result = _NotTwice.apply(result, x)
+    return result
+
+
+class _NotTwice(torch.autograd.Function):
+    """The identity on `result`, tied to x so that the engine comes here on its way to x."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, x: Tensor) -> Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "ldreg_kernels: lid and ldreg_loss cannot be differentiated twice; the fused launch emits first derivatives "
+            "only. For second derivatives differentiate ldreg_kernels.kernels.reference in float64."
+        )

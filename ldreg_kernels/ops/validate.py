@@ -1,0 +1,160 @@
+"""Every check of every argument, before any launch: an error names the argument, what was expected and what came.
+
+Nothing is clamped and nothing is converted silently, except that a y that requires grad is treated as the constant it is
+documented to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import contract, dispatch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def features(x: Any, y: Any) -> None:
+    """Check the two feature matrices: 2-D, floating, same dtype, device and D."""
+    _matrix("x", x)
+    if x.shape[1] == 0:
+        raise ValueError("x must have at least one feature (D >= 1), got shape " + _shape(x))
+    if y is None:
+        return
+    _matrix("y", y)
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"y must have the same number of features as x ({x.shape[1]}), got shape {_shape(y)}")
+    if y.dtype != x.dtype:
+        raise TypeError(f"y must have the dtype of x ({x.dtype}), got {y.dtype}")
+    if y.device != x.device:
+        raise ValueError(f"y must be on the device of x ({x.device}), got {y.device}")
+
+
+def _matrix(name: str, t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dim() != 2:
+        raise ValueError(f"{name} must be 2-D (rows, features), got shape {_shape(t)}")
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}")
+
+
+def _shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def integer(name: str, value: Any) -> int:
+    """`value` as an int; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    return value  # type: ignore[return-value]  # a SymInt under torch.compile
+
+
+def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Tensor | None]:
+    """`self_index` as (offset, map), one of them None; both None when no row leaves anything out.
+
+    The values of a map are checked where the op runs, not here: reading them while compiling would break the graph.
+    """
+    if y is None:
+        if value is not None:
+            raise ValueError("self_index must be None when y is None (each row's own index is left out), "
+                             f"got {value!r}")
+        return 0, None
+    if value is None:
+        return None, None
+    if isinstance(value, Tensor):
+        if value.dtype != torch.int64:
+            raise TypeError(f"self_index must be an int or an int64 tensor, got a {value.dtype} tensor")
+        if value.shape != x.shape[:1]:
+            raise ValueError(f"self_index must have shape ({x.shape[0]},), one entry for each row of x, got {_shape(value)}")
+        if value.device != x.device:
+            raise ValueError(f"self_index must be on the device of x ({x.device}), got {value.device}")
+        return None, value
+    offset = integer("self_index", value)
+    if offset < 0 or offset + x.shape[0] > y.shape[0]:
+        raise ValueError(
+            f"self_index must be an offset in [0, {y.shape[0] - x.shape[0]}] so that row i of x is row self_index + i of "
+            f"y ({x.shape[0]} rows in x, {y.shape[0]} in y), got {offset}"
+        )
+    return offset, None
+
+
+def self_map(value: Tensor, references: int) -> None:
+    """Check the entries of a self-index map against the number of reference rows."""
+    if value.numel() and not bool(((value >= -1) & (value < references)).all()):
+        bad = value[(value < -1) | (value >= references)][0].item()
+        raise ValueError(f"self_index entries must be in [-1, {references - 1}] for {references} reference rows, got {bad}")
+
+
+def neighbours(name: str, k: Any, smallest: int, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> int:
+    """`k` in [smallest, rows of y, less one where self is left out]."""
+    k = integer(name, k)
+    rows = (x if y is None else y).shape[0]
+    largest = rows - int(leaves_self_out)
+    # An empty batch asks for nothing: only the lower bound can be wrong then.
+    if k < smallest or (k > largest and x.shape[0] > 0):
+        excluded = " with self excluded" if leaves_self_out else ""
+        raise ValueError(f"{name} must be in [{smallest}, {largest}] for {rows} rows{excluded}, got {k}")
+    return k
+
+
+def smallest_k(estimator: str) -> int:
+    """The fewest neighbours an estimator is defined for."""
+    return 3 if estimator == "hill_unbiased" else 2
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """`value` as one of the names in `allowed`."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return str(value)
+
+
+def backend(value: Any) -> str:
+    """A known backend name; whether it is available is asked when it runs."""
+    return choice("backend", value, dispatch.NAMES)
+
+
+def precision(value: Any) -> str:
+    """`exact` or `fast`."""
+    return choice("precision", value, contract.PRECISIONS)
+
+
+def track(value: Any, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> contract.Track:
+    """`track` as a tuple of (estimator, k), each entry checked like the main pair."""
+    try:
+        entries = tuple((name, k) for name, k in value)
+    except (TypeError, ValueError):
+        raise TypeError(f"track must be a sequence of (estimator, k) pairs, got {value!r}") from None
+    return tuple(
+        (
+            choice(f"track[{i}] estimator", name, contract.ESTIMATORS),
+            neighbours(f"track[{i}] k", k, smallest_k(name), x, y, leaves_self_out),
+        )
+        for i, (name, k) in enumerate(entries)
+    )
+
+
+def target(form: str, value: Any) -> float | None:
+    """`target` > 0 with form "target", and only there."""
+    if form != "target":
+        if value is not None:
+            raise ValueError(f'target is used by form="target" only, got target={value!r} with form={form!r}')
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f'target must be a positive finite number with form="target", got {value!r}')
+    return float(value)
+
+
+def reduction(form: str, value: Any) -> str:
+    """mean, sum or none; `l2` is a root of a mean, so it has no other reduction."""
+    value = choice("reduction", value, contract.REDUCTIONS)
+    if form == "l2" and value != "mean":
+        raise ValueError(f'reduction must be "mean" with form="l2" (the root of a mean over the batch), got {value!r}')
+    return value
