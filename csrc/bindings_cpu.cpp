@@ -1,0 +1,129 @@
+// The Python face of the CPU kernels: argument unpacking, the choice of instruction set, the GIL and Ctrl-C. No logic.
+//
+// Tensors arrive as addresses and sizes (native.py takes them apart), so that one build serves every torch version.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "cpu/ldreg_cpu.h"
+#include "cpu/parallel.h"
+#include "cpu/problem.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using ldreg::Kernels;
+
+bool runs_here(const std::string& isa) {
+#if LDREG_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (isa == "avx512") return avx512;
+  if (isa == "avx2") return avx2;
+#endif
+  return isa == "portable";
+}
+
+// The best set this machine executes; LDREG_CPU_ISA names a lesser one (for tests and comparisons).
+const Kernels& native_kernels() {
+  static const Kernels* const available[] = {
+#if LDREG_X86
+      &ldreg::kernels_avx512bf16, &ldreg::kernels_avx512, &ldreg::kernels_avx2,
+#endif
+      &ldreg::kernels_portable};
+  const char* asked = std::getenv("LDREG_CPU_ISA");
+  for (const Kernels* k : available)
+    if (runs_here(k->isa) && (!asked || !*asked || std::string(asked) == k->isa)) return *k;
+  throw py::value_error("LDREG_CPU_ISA must name an instruction set of this build that this machine executes "
+                        "(avx512bf16, avx512, avx2 or portable), got '" + std::string(asked) + "'");
+}
+
+bool interrupted(void*) {
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;  // true leaves the Python exception set
+}
+
+// Run `work` without the GIL, polling for signals; a pending KeyboardInterrupt is raised afterwards.
+template <class Work>
+void run(Work&& work) {
+  ldreg::Control control;
+  control.poll = interrupted;
+  {
+    py::gil_scoped_release release;
+    work(control);
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+struct PyProblem {
+  ldreg::Problem p;
+  PyProblem(uintptr_t x, int64_t rows, int64_t x_stride, uintptr_t y, int64_t references, int64_t y_stride,
+            int64_t columns, int dtype, bool same, uintptr_t self_map, int64_t self_offset, int k, bool exact,
+            bool drop_smallest, int threads)
+      : p{{pointer<void>(x), rows, x_stride},
+          {pointer<void>(y), references, y_stride},
+          columns,
+          static_cast<ldreg::DType>(dtype),
+          same,
+          {pointer<const int64_t>(self_map), self_offset},
+          k,
+          exact,
+          drop_smallest,
+          threads} {}
+};
+
+void knn(const PyProblem& problem, uintptr_t distances, uintptr_t indices) {
+  const Kernels& kernels = native_kernels();
+  run([&](ldreg::Control& control) {
+    kernels.knn(problem.p, {pointer<void>(distances), pointer<int64_t>(indices)}, control);
+  });
+}
+
+void lid(const PyProblem& problem, int estimator, int k, const std::vector<std::pair<int, int>>& track, uintptr_t lid,
+         uintptr_t degenerate, uintptr_t tracked, uintptr_t grad) {
+  const Kernels& kernels = native_kernels();
+  std::vector<ldreg::Track> tracks;
+  for (const auto& [name, size] : track) tracks.push_back({name, size});
+  const ldreg::LidRequest request{estimator, k, tracks.data(), static_cast<int>(tracks.size())};
+  const ldreg::LidOutput out{pointer<void>(lid), pointer<uint8_t>(degenerate), pointer<void>(tracked), pointer<void>(grad)};
+  run([&](ldreg::Control& control) { kernels.lid(problem.p, request, out, control); });
+}
+
+void loss(uintptr_t lid, uintptr_t degenerate, int64_t rows, bool is_double, int form, double target, int reduction,
+          uintptr_t value, uintptr_t coeff) {
+  const auto r = static_cast<ldreg::Reduction>(reduction);
+  const auto* left_out = pointer<const uint8_t>(degenerate);
+  if (is_double)
+    ldreg::ldreg_loss(pointer<const double>(lid), left_out, rows, form, target, r, pointer<double>(value), pointer<double>(coeff));
+  else
+    ldreg::ldreg_loss(pointer<const float>(lid), left_out, rows, form, target, r, pointer<float>(value), pointer<float>(coeff));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "ldreg_kernels CPU kernels over raw addresses; ldreg_kernels.kernels.native is the caller.";
+  m.def("isa", [] { return std::string(native_kernels().isa); }, "The instruction set the kernels run with.");
+  py::class_<PyProblem>(m, "Problem")
+      .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int, bool, uintptr_t, int64_t, int,
+                    bool, bool, int>(),
+           py::kw_only(), py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("y"), py::arg("references"),
+           py::arg("y_stride"), py::arg("columns"), py::arg("dtype"), py::arg("same"), py::arg("self_map"),
+           py::arg("self_offset"), py::arg("k"), py::arg("exact"), py::arg("drop_smallest"), py::arg("threads"));
+  m.def("knn", &knn, py::arg("problem"), py::arg("distances"), py::arg("indices"));
+  m.def("lid", &lid, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
+        py::arg("degenerate"), py::arg("tracked"), py::arg("grad"));
+  m.def("loss", &loss, py::arg("lid"), py::arg("degenerate"), py::arg("rows"), py::arg("is_double"), py::arg("form"),
+        py::arg("target"), py::arg("reduction"), py::arg("value"), py::arg("coeff"));
+}

@@ -1,0 +1,90 @@
+// Exact evaluation: squared distances as sums of squared differences, and the gradient gathered from the same rows.
+//
+// d2_ij = sum_c (x_ic - y_jc)^2 in Real (float; double for double features), in one fixed order of summation for every
+// caller, so that a pair's distance has one value; only the last additions, across lanes, are in double. No matrix-product form: no cancellation at any offset. A float sum that
+// leaves [1e-30, 1e36] is taken again in double, which covers features from 1e-38 to 1e38.
+//   gradient of ln LID_i:  sum_j (w_j / d_j) (x_i - y_j), differences again.
+#pragma once
+
+#include "operands.h"
+#include "../topk.h"
+
+namespace ldreg {
+inline namespace LDREG_ISA {
+
+template <class T>
+inline double squared_distance_wide(const T* x, const T* y, int64_t columns) {
+  constexpr int w = lanes<T>;
+  double total = 0;
+  for (int64_t c = 0; c < columns; c += w) {
+    const int64_t n = std::min<int64_t>(w, columns - c);
+    const auto a = load_tail(x + c, n), b = load_tail(y + c, n);
+    for (int64_t l = 0; l < n; ++l) {
+      const double d = double(a[l]) - double(b[l]);
+      total += d * d;
+    }
+  }
+  return total;
+}
+
+// d2[0..4) from x to y[0..4): four rows at a time share the loads of x.
+template <class T>
+inline void squared_distances(const T* x, const T* const* y, int64_t columns, double* d2) {
+  using Vec = typename Compute<T>::Vec;
+  constexpr int w = lanes<T>;
+  Vec even[4] = {}, odd[4] = {};
+  int64_t c = 0;
+  for (; c + 2 * w <= columns; c += 2 * w) {
+    const Vec xe = load(x + c), xo = load(x + c + w);
+    for (int r = 0; r < 4; ++r) {
+      const Vec de = xe - load(y[r] + c), d_o = xo - load(y[r] + c + w);
+      even[r] += de * de, odd[r] += d_o * d_o;
+    }
+  }
+  for (; c < columns; c += w) {
+    const int64_t n = std::min<int64_t>(w, columns - c);
+    const Vec xe = load_tail(x + c, n);
+    for (int r = 0; r < 4; ++r) {
+      const Vec d = xe - load_tail(y[r] + c, n);
+      even[r] += d * d;
+    }
+  }
+  for (int r = 0; r < 4; ++r) {
+    d2[r] = sum(even[r]) + sum(odd[r]);
+    if (lanes<T> == 16 && !(d2[r] >= 1e-30 && d2[r] <= 1e36)) d2[r] = squared_distance_wide(x, y[r], columns);
+  }
+}
+
+// grad[0..columns) = factor^2 * sum_j weight[j] (x - y_j), for the n rows y_j = row(j). Two multiplications by `factor`,
+// one after the other, keep 1e20-sized features inside float's range.
+template <class T, class Row>
+inline void gather_gradient(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n, int64_t columns,
+                            typename Compute<T>::Real factor, typename Compute<T>::Real* grad) {
+  using Vec = typename Compute<T>::Vec;
+  constexpr int w = lanes<T>, unroll = 8;
+  int64_t c = 0;
+  for (; c + unroll * w <= columns; c += unroll * w) {
+    Vec own[unroll], sum[unroll] = {};
+    for (int u = 0; u < unroll; ++u) own[u] = load(x + c + u * w);
+    for (int j = 0; j < n; ++j) {
+      const T* y = row(j) + c;
+#pragma GCC unroll 8
+      for (int u = 0; u < unroll; ++u) sum[u] += weight[j] * (own[u] - load(y + u * w));
+    }
+    for (int u = 0; u < unroll; ++u) {
+      const Vec g = sum[u] * factor * factor;
+      std::memcpy(grad + c + u * w, &g, sizeof g);
+    }
+  }
+  for (; c < columns; c += w) {
+    const int64_t m = std::min<int64_t>(w, columns - c);
+    const Vec own = load_tail(x + c, m);
+    Vec sum = {};
+    for (int j = 0; j < n; ++j) sum += weight[j] * (own - load_tail(row(j) + c, m));
+    const Vec g = sum * factor * factor;
+    std::memcpy(grad + c, &g, m * sizeof(g[0]));
+  }
+}
+
+}  // namespace LDREG_ISA
+}  // namespace ldreg

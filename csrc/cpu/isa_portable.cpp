@@ -1,0 +1,5 @@
+// The CPU kernels compiled for: portable.
+#define LDREG_ISA portable
+#include "kernels.h"
+
+const ldreg::Kernels ldreg::kernels_portable{"portable", ldreg::knn_any, ldreg::lid_any};

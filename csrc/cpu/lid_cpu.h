@@ -1,0 +1,95 @@
+// LID on the CPU: the search, and a sink that turns each row's neighbours into every estimate asked for and the gradient.
+//
+// All estimates come from one list: it is ordered only as far as the estimators look (the k-th smallest for every k, and
+// mada's k/2-th), never sorted. Distances enter the formulas divided by a power of two near d_k, so that no power of a
+// distance leaves the number range; LID has no unit and the gradient gets the factor back.
+#pragma once
+
+#include "search.h"
+
+namespace ldreg {
+inline namespace LDREG_ISA {
+
+struct LidScratch {
+  Buffer<double> distance;
+  Buffer<double> weight;  // holds Real
+};
+
+// The ranks (1-based) at which the list must be split, largest first.
+inline int ranks_of(const LidRequest& request, int* ranks) {
+  int n = 0;
+  for (int t = -1; t < request.track_count; ++t) {
+    const Estimator e = static_cast<Estimator>(t < 0 ? request.estimator : request.tracks[t].estimator);
+    const int k = t < 0 ? request.k : request.tracks[t].k;
+    ranks[n++] = k;
+    if (second_rank(e, k) > 0) ranks[n++] = second_rank(e, k);
+  }
+  std::sort(ranks, ranks + n, [](int a, int b) { return a > b; });
+  return int(std::unique(ranks, ranks + n) - ranks);
+}
+
+template <class T>
+class LidRow {
+ public:
+  using Real = typename Compute<T>::Real;
+
+  LidRow(const Problem& problem, const LidRequest& request, const LidOutput& out)
+      : problem_(problem), request_(request), out_(out), ranks_(2 * (request.track_count + 1)) {
+    rank_count_ = ranks_of(request, ranks_.get());
+  }
+
+  void operator()(const Search<T>& search, int64_t i, Neighbour* list, int n, LidScratch& scratch) const {
+    // Each split leaves its k-th smallest at [k-1] and works on those before it next.
+    for (int r = 0, size = n; r < rank_count_; size = ranks_[r++] - 1)
+      select_smallest(list, size, ranks_[r]);
+
+    double* d = scratch.distance.reserve(n);
+    const double far = list[request_.k - 1].d2;
+    const int exponent = far > 0 && far < std::numeric_limits<double>::infinity() ? -std::ilogb(std::sqrt(far)) : 0;
+    for (int j = 0; j < n; ++j) d[j] = std::ldexp(std::sqrt(list[j].d2), exponent);
+
+    const LidTerms<double> terms = lid_terms(static_cast<Estimator>(request_.estimator), d, request_.k);
+    static_cast<Real*>(out_.lid)[i] = static_cast<Real>(terms.lid);
+    out_.degenerate[i] = terms.degenerate;
+    for (int t = 0; t < request_.track_count; ++t) {
+      const Track& track = request_.tracks[t];
+      const auto tracked = lid_terms(static_cast<Estimator>(track.estimator), d, track.k);
+      static_cast<Real*>(out_.tracked)[t * problem_.x.rows + i] = static_cast<Real>(tracked.lid);
+    }
+    if (out_.grad) gradient(search, i, list, terms, exponent, scratch);
+  }
+
+ private:
+  void gradient(const Search<T>& search, int64_t i, const Neighbour* list, const LidTerms<double>& terms, int exponent,
+                LidScratch& scratch) const {
+    Real* grad = static_cast<Real*>(out_.grad) + i * problem_.columns;
+    if (terms.degenerate || std::isnan(terms.lid)) {
+      std::fill_n(grad, problem_.columns, terms.degenerate ? Real(0) : std::numeric_limits<Real>::quiet_NaN());
+      return;
+    }
+    const double* d = scratch.distance.get();
+    Real* weight = reinterpret_cast<Real*>(scratch.weight.reserve(request_.k));
+    for (int j = 0; j < request_.k; ++j)
+      weight[j] = d[j] > 0 ? static_cast<Real>(lid_weight(terms, request_.k, j, d[j]) / d[j]) : Real(0);
+    gather_gradient(
+        search.query(i), [&](int j) { return search.reference(list[j].index); }, weight, request_.k, problem_.columns,
+        static_cast<Real>(std::ldexp(1.0, exponent)), grad);
+  }
+
+  const Problem& problem_;
+  const LidRequest& request_;
+  const LidOutput& out_;
+  Buffer<int> ranks_;
+  int rank_count_;
+};
+
+template <class T>
+void lid(const Problem& problem, const LidRequest& request, const LidOutput& out, Control& control) {
+  Search<T> search(problem, control);
+  const LidRow<T> row(problem, request, out);
+  search.template run<LidScratch>(
+      [&](int64_t i, Neighbour* list, int n, LidScratch& scratch) { row(search, i, list, n, scratch); });
+}
+
+}  // namespace LDREG_ISA
+}  // namespace ldreg

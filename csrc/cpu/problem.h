@@ -1,0 +1,74 @@
+// What the CPU kernels take and return: raw pointers and sizes, filled in by bindings_cpu.cpp. No behaviour.
+#pragma once
+
+#include <cstdint>
+
+namespace ldreg {
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+struct Matrix {
+  const void* data;
+  int64_t rows;
+  int64_t stride;  // in elements; columns are contiguous
+};
+
+// Where row i of x sits in y, or -1.
+struct SelfIndex {
+  const int64_t* map;  // [B], or null
+  int64_t offset;      // used without a map; negative: no row of x is in y
+  int64_t of(int64_t i) const { return map ? map[i] : (offset < 0 ? -1 : offset + i); }
+};
+
+struct Problem {
+  Matrix x, y;
+  int64_t columns;
+  DType dtype;
+  bool same;  // y is x, row for row
+  SelfIndex self;
+  int k;               // neighbours wanted: the largest over everything asked for
+  bool exact;          // false: precision="fast"
+  bool drop_smallest;  // take k + 1, drop the nearest (published convention)
+  int threads;
+};
+
+struct Track {
+  int estimator;
+  int k;
+};
+
+// Real is float, or double for double inputs.
+struct KnnOutput {
+  void* distances;   // [B, k] Real
+  int64_t* indices;  // [B, k]
+};
+
+struct LidRequest {
+  int estimator;
+  int k;
+  const Track* tracks;
+  int track_count;
+};
+
+struct LidOutput {
+  void* lid;            // [B] Real
+  uint8_t* degenerate;  // [B]
+  void* tracked;        // [T, B] Real
+  void* grad;           // [B, D] Real, or null
+};
+
+struct Control;
+
+// One set of kernels per instruction set; `native_kernels()` picks.
+struct Kernels {
+  const char* isa;
+  void (*knn)(const Problem&, const KnnOutput&, Control&);
+  void (*lid)(const Problem&, const LidRequest&, const LidOutput&, Control&);
+};
+
+extern const Kernels kernels_portable;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
+
+}  // namespace ldreg

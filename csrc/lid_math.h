@@ -1,0 +1,162 @@
+// The formulas of LID and LDReg, once, for host and device: estimators, their derivatives, loss forms.
+//
+// d[0..k-1] are neighbour distances with the largest at d[k-1]; the nearer ones may be in any order, except that `mada`
+// needs the h-th smallest at d[h-1], h = floor(k/2). m = mean of the nearer ones, a = d_k - m, S = sum ln(d_k / d_j).
+//
+//   name           LID                    d lnLID / d d_j (j<k)    d lnLID / d d_k
+//   mom            m / a                  d_k / ((k-1) m a)        -1 / a
+//   mom_amsaleg    M / A (means over k)   d_k / (k M A)            (d_k/k - M) / (M A)
+//   mle            k / S_e                1 / (S_e (d_j + e d_k))  -sum_j d_j / (d_j + e d_k) / (S_e d_k)
+//   hill           (k-1) / S              1 / (S d_j)              -(k-1) / (S d_k)
+//   hill_unbiased  (k-2) / S              as hill                  as hill
+//   mada           ln 2 / ln(d_k/d_h)     j=h: 1/(d_h ln(d_k/d_h)) -1 / (d_k ln(d_k/d_h))
+//
+// All are scale-free, so callers may pass distances in any unit. This file does not know about rows, indices or memory.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define LDREG_HD __host__ __device__ inline
+#else
+#define LDREG_HD inline
+#endif
+
+// Translation units compiled for different instruction sets must not share inline functions: the linker would keep one
+// copy, possibly the one this machine cannot execute. Each such unit defines LDREG_ISA to its own name.
+#ifndef LDREG_ISA
+#define LDREG_ISA portable
+#endif
+
+namespace ldreg {
+inline namespace LDREG_ISA {
+
+enum class Estimator : int { mom, mom_amsaleg, mle, hill, hill_unbiased, mada };
+enum class Form : int { l1, l1_abs, l2, min, target };
+
+constexpr double kMleEpsilon = 1e-4;  // the published constant
+constexpr double kLidMax = 1e6;       // at or above: the distances are equal as far as float32 distances can tell
+
+// The rank besides k whose order statistic the estimator reads (0 = none).
+LDREG_HD int second_rank(Estimator e, int k) { return e == Estimator::mada ? k / 2 : 0; }
+
+template <class Real>
+struct LidTerms {
+  Estimator estimator;
+  Real lid;         // NaN if degenerate, 0 if the nearer distances vanish
+  bool degenerate;  // ln LID does not exist
+  Real near;        // the factor of d lnLID / d d_j shared by j < k
+  Real far;         // d lnLID / d d_k
+  Real shift;       // e d_k for mle
+};
+
+// sum_{j<n} ln(d_j / scale + shift), eight factors to a logarithm: with ratios above 1e-38 no product underflows in
+// double, and a product of ratios is as accurate as a sum of their logarithms.
+template <class Real>
+LDREG_HD Real sum_log_ratios(const Real* d, int n, Real scale, Real shift) {
+  Real sum = 0;
+  int j = 0;
+  for (; j + 8 <= n; j += 8) {
+    Real product = 1;
+    for (int t = 0; t < 8; ++t) product *= d[j + t] / scale + shift;
+    sum += std::log(product);
+  }
+  for (; j < n; ++j) sum += std::log(d[j] / scale + shift);
+  return sum;
+}
+
+template <class Real>
+LDREG_HD LidTerms<Real> lid_terms(Estimator e, const Real* d, int k) {
+  const Real nan = std::nan("");
+  const Real d_k = d[k - 1];
+  LidTerms<Real> t{e, nan, false, 0, 0, 0};
+  if (!(d_k < Real(INFINITY))) return t;  // NaN or Inf reached this row: LID NaN, not degenerate
+  t.degenerate = true;
+  if (d_k == 0) return t;
+
+  Real lid = 0;
+  switch (e) {
+    case Estimator::mom: {
+      Real near = 0, gap = 0;  // a as a mean of differences: d_k - m would cancel at large LID
+      for (int j = 0; j < k - 1; ++j) near += d[j], gap += d_k - d[j];
+      const Real m = near / (k - 1), a = gap / (k - 1);
+      lid = m / a;
+      t.near = d_k / ((k - 1) * m * a);
+      t.far = -1 / a;
+      break;
+    }
+    case Estimator::mom_amsaleg: {
+      Real near = 0, gap = 0;
+      for (int j = 0; j < k; ++j) near += d[j], gap += d_k - d[j];
+      const Real m = near / k, a = gap / k;
+      lid = m / a;
+      t.near = d_k / (k * m * a);
+      t.far = (d_k / k - m) / (m * a);
+      break;
+    }
+    case Estimator::mle: {
+      const Real s = -sum_log_ratios(d, k - 1, d_k, Real(kMleEpsilon));
+      lid = k / s;
+      t.shift = Real(kMleEpsilon) * d_k;
+      Real share = 0;
+      for (int j = 0; j < k - 1; ++j) share += d[j] / (d[j] + t.shift);
+      t.near = 1 / s;
+      t.far = -share / (s * d_k);
+      break;
+    }
+    case Estimator::hill:
+    case Estimator::hill_unbiased: {
+      bool zero = false;
+      for (int j = 0; j < k - 1; ++j) zero |= d[j] == 0;
+      const Real s = zero ? Real(INFINITY) : -sum_log_ratios(d, k - 1, d_k, Real(0));
+      lid = (k - (e == Estimator::hill ? 1 : 2)) / s;
+      t.near = 1 / s;
+      t.far = -(k - 1) / (s * d_k);
+      break;
+    }
+    case Estimator::mada: {
+      const Real d_h = d[k / 2 - 1];
+      const Real s = d_h == 0 ? Real(INFINITY) : -std::log(d_h / d_k);
+      lid = Real(0.69314718055994530942) / s;
+      t.near = 1 / (d_h * s);
+      t.far = -1 / (d_k * s);
+      break;
+    }
+  }
+  if (!(lid >= 0 && lid < Real(kLidMax))) return t;
+  t.lid = lid;
+  t.degenerate = lid == 0;
+  return t;
+}
+
+// d lnLID / d d_j of the neighbour at position j; 0 for a neighbour at distance 0 (its direction is undefined).
+template <class Real>
+LDREG_HD Real lid_weight(const LidTerms<Real>& t, int k, int j, Real d_j) {
+  if (t.degenerate || d_j == 0) return 0;
+  if (j == k - 1) return t.far;
+  switch (t.estimator) {
+    case Estimator::mle: return t.near / (d_j + t.shift);
+    case Estimator::hill:
+    case Estimator::hill_unbiased: return t.near / d_j;
+    case Estimator::mada: return j == k / 2 - 1 ? t.near : Real(0);
+    default: return t.near;
+  }
+}
+
+// One row's share of the loss before reduction, for every form but l2 (which needs the whole batch), and its
+// derivative by ln LID; `goal` is ln of the target LID.
+template <class Real>
+LDREG_HD void loss_row(Form form, Real ln, Real goal, Real* value, Real* slope) {
+  const Real v = form == Form::target ? ln - goal : ln;
+  const Real sign = v > 0 ? Real(1) : (v < 0 ? Real(-1) : v);  // NaN stays NaN
+  switch (form) {
+    case Form::l1_abs: *value = -std::fabs(v), *slope = -sign; return;
+    case Form::l2: *value = v * v, *slope = 2 * v; return;
+    case Form::min: *value = v, *slope = 1; return;
+    case Form::target: *value = std::fabs(v), *slope = sign; return;
+    default: *value = -v, *slope = -1; return;
+  }
+}
+
+}  // namespace LDREG_ISA
+}  // namespace ldreg
