@@ -46,7 +46,8 @@ class LidRow {
     double* d = scratch.distance.reserve(n);
     const double far = list[request_.k - 1].d2;
     const int exponent = far > 0 && far < std::numeric_limits<double>::infinity() ? -std::ilogb(std::sqrt(far)) : 0;
-    for (int j = 0; j < n; ++j) d[j] = std::ldexp(std::sqrt(list[j].d2), exponent);
+    const double unit = std::ldexp(1.0, exponent);
+    for (int j = 0; j < n; ++j) d[j] = std::sqrt(list[j].d2) * unit;
 
     const LidTerms<double> terms = lid_terms(static_cast<Estimator>(request_.estimator), d, request_.k);
     static_cast<Real*>(out_.lid)[i] = static_cast<Real>(terms.lid);

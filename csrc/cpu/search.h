@@ -1,21 +1,25 @@
 // The neighbour search: select cheaply, evaluate exactly, row block by row block.
 //
-// A block of queries streams through all references: chunk of references -> distance tile -> candidates (candidates.h).
-// Then every candidate list is evaluated exactly, in the order of the lower bounds and only as far as a neighbour could
-// still be found (the optimal multi-step search of Seidl & Kriegel, 1998). Rows whose candidates did not fit are searched
+// A block of queries meets all references: chunk of references -> distance tile -> candidates (candidates.h). Where the
+// references are the queries, each pair of blocks meets once and serves both (tournament.h). Then every candidate list is
+// evaluated exactly: the k with the lowest bounds first, then those that may still be nearer (the multi-step search of
+// Seidl & Kriegel, 1998, in two steps instead of one per candidate). Rows whose candidates did not fit are searched
 // again with float operands, and if that is not enough by evaluating every pair. Each finished row goes to a sink, which
 // makes distances or LIDs of it while the rows it needs are still in the cache.
-// Threads share nothing but the row norms; memory is O(block) per thread and O(B + N) in all.
+// Memory is O(B + N) for norms, O(block) per thread, and at most kSymmetricBytes where blocks meet once.
 #pragma once
 
 #include "candidates.h"
 #include "exact.h"
+#include "tournament.h"
 
 namespace ldreg {
 inline namespace LDREG_ISA {
 
 constexpr int kMaxPanels = 8;              // queries in a block: up to 8 panels
+constexpr int kPairPanels = 2;             // references at a time when blocks of queries meet
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
+constexpr int64_t kSymmetricBytes = 60 << 20;
 
 template <class T>
 class Search {
@@ -96,38 +100,40 @@ class Search {
     const int64_t steps = steps_for(problem_.columns, Operand::per_step);
     const double roundings = double(problem_.columns) / 16 + 24 + dot_roundings(steps, Operand::per_step);
     p.gamma = problem_.exact ? static_cast<float>(roundings * 0x1p-24 * 1.01) : 0;
-    measure<Operand>(x_, p.x);
-    if (!p.same) measure<Operand>(y_, p.y);
+    measure<Operand>(x_, p.gamma, p.x);
+    if (!p.same) measure<Operand>(y_, p.gamma, p.y);
   }
 
   template <class Operand>
-  void measure(Features<T>& rows, Bounds& bounds) {
+  void measure(Features<T>& rows, float gamma, Bounds& bounds) {
+    const int64_t n = rows.rows(), padded = (n + kPanel - 1) / kPanel * kPanel;
+    float* norm = bounds.norm.reserve(padded);
+    float* residual = bounds.residual.reserve(padded);
+    float* bias = bounds.bias.reserve(padded);
     rows.set_exact(exact_unit_);
-    float* norm = bounds.norm.reserve(rows.rows());
-    float* residual = bounds.residual.reserve(rows.rows());
     rows.template measure<Operand>(centre_.get(), scale_, problem_.threads, control_, norm, residual);
-    for (int64_t i = 0; i < rows.rows(); ++i) {
-      if (!rows.finite(i)) norm[i] = kNever, residual[i] = 0;
+    for (int64_t i = 0; i < padded; ++i) {
+      if (i >= n || !rows.finite(i)) norm[i] = kNever, residual[i] = 0;
       else if (!problem_.exact) residual[i] = 0;
+      bias[i] = norm[i] * (1 - gamma) - residual[i] * residual[i];
     }
   }
 
-  template <class Operand>
-  struct Worker {
-    explicit Worker(int64_t columns) : panels(columns) {}
-    QueryPanels<T, Operand> panels;
-    Candidates candidates;
-    Buffer<uint32_t> chunk;
-    Buffer<float> products, lower;
+  // What a thread needs to evaluate finished candidate lists.
+  template <class Scratch>
+  struct Finisher {
+    Buffer<float> lower;
     Buffer<int> index;
     Buffer<Neighbour> list;
+    Scratch scratch;
   };
 
   template <class First, class Scratch, class Sink>
   void run_with(Sink& sink) {
     Buffer<int> ids(x_.rows());
     for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
-    int64_t left = pass<First, Scratch>(ids.get(), x_.rows(), sink);
+    int64_t left = problem_.same && symmetric_fits<First>() ? pass_symmetric<First, Scratch>(ids.get(), sink)
+                                                            : pass<First, Scratch>(ids.get(), x_.rows(), sink);
     if (left > 0 && !std::is_same<First, FloatOperand>::value) left = pass<FloatOperand, Scratch>(ids.get(), left, sink);
     if (left > 0) direct<Scratch>(ids.get(), left, sink);
   }
@@ -144,116 +150,168 @@ class Search {
     Buffer<uint8_t> failed(count);
     auto body = [&](int64_t b) {
       const int64_t from = panels * b / blocks * kPanel, to = std::min(count, panels * (b + 1) / blocks * kPanel);
-      Worker<Operand> worker(problem_.columns);
-      Scratch scratch;
-      search_block<Operand>(prepared, worker, scratch, ids + from, int(to - from), failed.get() + from, sink);
+      search_block<Operand, Scratch>(prepared, ids + from, int(to - from), failed.get() + from, sink);
     };
     parallel(blocks, body);
+    return keep_failed(ids, failed.get(), count);
+  }
+
+  int64_t keep_failed(int* ids, const uint8_t* failed, int64_t count) {
+    if (control_.stopped()) return 0;
     int64_t left = 0;
-    if (!control_.stopped())
-      for (int64_t i = 0; i < count; ++i)
-        if (failed[i]) ids[left++] = ids[i];
+    for (int64_t i = 0; i < count; ++i)
+      if (failed[i]) ids[left++] = ids[i];
     return left;
   }
 
+  // One block of queries against all references, which stream through as plain rows.
   template <class Operand, class Scratch, class Sink>
-  void search_block(const Prepared& prepared, Worker<Operand>& w, Scratch& scratch, const int* ids, int count,
-                    uint8_t* failed, Sink& sink) {
+  void search_block(const Prepared& prepared, const int* ids, int count, uint8_t* failed, Sink& sink) {
     const Features<T>& y = references();
     const Bounds& bounds = prepared.references();
-    w.panels.pack(x_, ids, count, centre_.get(), scale_);
-    w.candidates.start(count, wanted_, y.rows(), prepared.gamma, problem_.exact);
-    for (int i = 0; i < count; ++i)
-      if (x_.finite(ids[i]))
-        w.candidates.open(i, prepared.x.norm[ids[i]], prepared.x.residual[ids[i]], problem_.self.of(ids[i]));
+    const int64_t lanes_used = (count + kPanel - 1) / kPanel;
+    Panels<T, Operand> panels(problem_.columns);
+    panels.reserve(lanes_used);
+    for (int64_t p = 0; p < lanes_used; ++p)
+      panels.pack(p, x_, ids + p * kPanel, std::min<int>(kPanel, count - int(p) * kPanel), centre_.get(), scale_);
+    Candidates candidates;
+    const int room = Candidates::room_for(wanted_, std::min<int64_t>(y.rows() / 8, 2048));
+    candidates.start(count, wanted_, room, prepared.gamma, problem_.exact);
+    for (int i = 0; i < count; ++i) open(candidates, i, prepared.x, ids[i]);
 
-    const int64_t steps = w.panels.steps();
+    const int64_t steps = panels.steps();
     const int64_t rows = std::max<int64_t>(kTileRows, std::min<int64_t>(kChunkBytes / (4 * steps), 256) / kTileRows * kTileRows);
-    uint32_t* chunk = w.chunk.reserve(rows * steps);
-    float* products = w.products.reserve(rows * w.panels.panels() * kPanel);
+    Buffer<uint32_t> chunk(rows * steps);
+    Buffer<float> products(rows * lanes_used * kPanel);
     for (int64_t first = 0; first < y.rows(); first += rows) {
       if (control_.stopped()) return;
       const int n = int(std::min(rows, y.rows() - first));
       const int padded = (n + kTileRows - 1) / kTileRows * kTileRows;
       for (int r = 0; r < padded; ++r) {
-        if (r < n && y.finite(first + r))
-          y.template convert<Operand>(first + r, centre_.get(), scale_, chunk + r * steps, steps);
-        else
-          std::memset(chunk + r * steps, 0, steps * sizeof *chunk);
+        uint32_t* row = chunk.get() + r * steps;
+        if (r < n && y.finite(first + r)) y.template convert<Operand>(first + r, centre_.get(), scale_, row, steps);
+        else std::memset(row, 0, steps * sizeof *row);
       }
-      w.panels.multiply(chunk, padded, products);
-      w.candidates.offer(products, n, padded, first, bounds);
+      panels.multiply_rows(0, lanes_used, chunk.get(), padded, products.get());
+      candidates.offer_to_lanes(products.get(), lanes_used, n, padded, 0, first, bounds);
     }
-
-    w.lower.reserve(w.candidates.room()), w.index.reserve(w.candidates.room());
-    w.list.reserve(std::max<int64_t>(w.candidates.room(), wanted_));
-    for (int i = 0; i < count; ++i) {
-      if (control_.stopped()) return;
-      failed[i] = x_.finite(ids[i]) && w.candidates.overflowed(i);
-      if (failed[i]) continue;
-      int n = 0;
-      if (x_.finite(ids[i])) {
-        n = w.candidates.finish(i, bounds, w.lower.get(), w.index.get());
-        n = evaluate(ids[i], w.lower.get(), w.index.get(), n, w.list.get());
-      }
-      complete(ids[i], w.list.get(), n, scratch, sink);
-    }
+    Finisher<Scratch> finisher;
+    for (int i = 0; i < count && !control_.stopped(); ++i)
+      failed[i] = finish(candidates, i, ids[i], bounds, finisher, sink);
   }
 
-  // The wanted_ nearest of the candidates, exactly. Lower bounds are in the tile's unit. Reorders lower and index.
-  int evaluate(int64_t i, float* lower, int* index, int candidates, Neighbour* list) {
-    const double unit = 1.0 / double(scale_);
-    const double margin = problem_.exact ? 1 - 1e-6 : 0;  // lower bounds carry a few roundings; "fast" trusts none
-    const int first = std::min(wanted_, candidates);
-    by_lower_bound(lower, index, candidates, first);
+  // Memory of the symmetric pass: everything packed once, all lists at once.
+  template <class Operand>
+  bool symmetric_fits() const {
+    const int64_t rows = x_.rows() + kPanel, steps = steps_for(problem_.columns, Operand::per_step);
+    const int64_t bytes = rows * (4 * steps + 8 * Candidates::room_for(wanted_, 0));
+    return rows > 4 * kPanel && bytes <= kSymmetricBytes;
+  }
+
+  // Every row against every row of the same batch: each pair of blocks is multiplied once and offered both ways.
+  template <class Operand, class Scratch, class Sink>
+  int64_t pass_symmetric(int* ids, Sink& sink) {
+    Prepared prepared;
+    prepare<Operand>(prepared);
+    const int64_t rows = x_.rows(), panel_count = (rows + kPanel - 1) / kPanel;
+    Panels<T, Operand> panels(problem_.columns);
+    panels.reserve(panel_count);
+    auto pack = [&](int64_t p) {
+      panels.pack(p, x_, ids + p * kPanel, int(std::min<int64_t>(kPanel, rows - p * kPanel)), centre_.get(), scale_);
+    };
+    parallel(panel_count, pack);
+    Candidates candidates;
+    candidates.start(rows, wanted_, Candidates::room_for(wanted_, 0), prepared.gamma, problem_.exact);
+    for (int64_t i = 0; i < rows; ++i) open(candidates, i, prepared.x, i);
+
+    const Tournament tournament(panel_count, problem_.threads, kMaxPanels);
+    auto match = [&](int64_t a_first, int64_t a_count, int64_t b_first, int64_t b_count, Buffer<float>& products) {
+      for (int64_t p = b_first; p < b_first + b_count; p += kPairPanels) {
+        if (control_.stopped()) return;
+        const int64_t width = std::min<int64_t>(kPairPanels, b_first + b_count - p);
+        const int offered = int(std::min(width * kPanel, rows - p * kPanel)), padded = int(width) * kPanel;
+        products.reserve(a_count * kPanel * padded);
+        panels.multiply_panels(a_first, a_count, p, width, products.get());
+        candidates.offer_to_lanes(products.get(), a_count, offered, padded, a_first * kPanel, p * kPanel, prepared.x);
+        if (a_first != b_first)
+          candidates.offer_to_rows(products.get(), a_count, offered, padded, p * kPanel, a_first * kPanel, prepared.x);
+      }
+    };
+    tournament.play(problem_.threads, control_, match);
+
+    Buffer<uint8_t> failed(rows);
+    auto finish_panel = [&](int64_t p) {
+      Finisher<Scratch> finisher;
+      for (int64_t i = p * kPanel; i < std::min(rows, (p + 1) * kPanel) && !control_.stopped(); ++i)
+        failed[i] = finish(candidates, i, i, prepared.x, finisher, sink);
+    };
+    parallel(panel_count, finish_panel);
+    return keep_failed(ids, failed.get(), rows);
+  }
+
+  void open(Candidates& candidates, int64_t list, const Bounds& x, int64_t i) const {
+    if (x_.finite(i)) candidates.open(list, x.norm[i], x.residual[i], problem_.self.of(i));
+  }
+
+  // Evaluate one candidate list exactly and hand the row over; returns whether it overflowed instead.
+  template <class Scratch, class Sink>
+  bool finish(Candidates& candidates, int64_t list, int64_t i, const Bounds& bounds, Finisher<Scratch>& f, Sink& sink) {
+    if (x_.finite(i) && candidates.overflowed(list)) return true;
+    f.lower.reserve(candidates.room()), f.index.reserve(candidates.room());
+    f.list.reserve(std::max<int64_t>(candidates.room(), wanted_));
     int n = 0;
-    evaluate_range(i, index, 0, first, list, &n);
-    if (candidates == first) return n;
-
-    // Of the rest, only those whose lower bound is below the k-th distance so far, nearest first.
-    const double reach = std::sqrt(list[0].d2);
-    int rest = first;
-    for (int c = first; c < candidates; ++c) {
-      if (lower[c] * unit * margin > reach) continue;
-      std::swap(lower[c], lower[rest]), std::swap(index[c], index[rest]);
-      ++rest;
+    if (x_.finite(i)) {
+      n = candidates.finish(list, bounds, f.lower.get(), f.index.get());
+      n = evaluate(i, f.lower.get(), f.index.get(), n, f.list.get());
     }
-    for (int c = first; c < rest; c += 4) {
-      by_lower_bound(lower + c, index + c, rest - c, std::min(4, rest - c));
-      float nearest = lower[c];
-      for (int l = c + 1; l < std::min(c + 4, rest); ++l) nearest = std::min(nearest, lower[l]);
-      if (nearest * unit * margin > std::sqrt(list[0].d2)) break;
-      evaluate_range(i, index, c, std::min(c + 4, rest), list, &n);
-    }
-    return n;
+    complete(i, f.list.get(), n, f.scratch, sink);
+    return false;
   }
 
-  void evaluate_range(int64_t i, const int* index, int from, int to, Neighbour* list, int* n) {
+  // The wanted_ nearest of the candidates, exactly (all of them if there are fewer). Reorders lower and index.
+  int evaluate(int64_t i, float* lower, int* index, int candidates, Neighbour* list) {
+    if (candidates <= wanted_ || !problem_.exact) return nearest(list, evaluate_range(i, index, 0, candidates, list));
+    // First as many as are wanted, by lower bound; their largest distance bounds the k-th one. Of the rest only those
+    // that may be nearer: a lower bound carries a few roundings, hence the margin.
+    const int first = split(lower, index, 0, candidates, at_least(lower, candidates, wanted_));
+    int n = evaluate_range(i, index, 0, first, list);
+    double reach = 0;
+    for (int c = 0; c < n; ++c) reach = std::max(reach, list[c].d2);
+    const double bound = std::sqrt(reach) * double(scale_) * (1 + 1e-6);
+    const int second = split(lower, index, first, candidates, static_cast<float>(std::min(bound, double(kNever))));
+    n += evaluate_range(i, index, first, second, list + n);
+    return nearest(list, n);
+  }
+
+  int nearest(Neighbour* list, int n) const {
+    if (n <= wanted_) return n;
+    select_smallest(list, n, wanted_);
+    return wanted_;
+  }
+
+  int evaluate_range(int64_t i, const int* index, int from, int to, Neighbour* list) const {
     const Features<T>& y = references();
     const T* rows[4];
     double d2[4];
     for (int c = from; c < to; c += 4) {
       for (int r = 0; r < 4; ++r) rows[r] = y.row(index[std::min(c + r, to - 1)]);
       squared_distances(x_.row(i), rows, problem_.columns, d2);
-      for (int r = 0; r < 4 && c + r < to; ++r) keep_smallest(list, n, wanted_, Neighbour{d2[r], index[c + r]});
+      for (int r = 0; r < 4 && c + r < to; ++r) *list++ = Neighbour{d2[r], index[c + r]};
     }
+    return to - from;
   }
 
-  // Afterwards the k smallest lower bounds are in front.
-  static void by_lower_bound(float* lower, int* index, int n, int k) {
-    int lo = 0, hi = n - 1;
-    while (lo < hi) {
-      const float pivot = lower[lo + (hi - lo) / 2];
-      int a = lo, b = hi;
-      while (a <= b) {
-        while (lower[a] < pivot) ++a;
-        while (lower[b] > pivot) --b;
-        if (a <= b) std::swap(lower[a], lower[b]), std::swap(index[a], index[b]), ++a, --b;
-      }
-      if (k - 1 <= b) hi = b;
-      else if (k - 1 >= a) lo = a;
-      else return;
+  // Entries from..to with lower <= bound go to the front; returns where they end.
+  static int split(float* lower, int* index, int from, int to, float bound) {
+    int end = from;
+    for (int c = from; c < to; ++c) {
+      const float l = lower[c];
+      const int j = index[c];
+      lower[c] = lower[end], index[c] = index[end];
+      lower[end] = l, index[end] = j;
+      end += l <= bound;
     }
+    return end;
   }
 
   // Rows that no low-precision search could settle: every pair, four references at a time.

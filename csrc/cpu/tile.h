@@ -1,9 +1,10 @@
 // The distance tile: dot products of a block of queries with a chunk of reference rows, near the machine's matrix rate.
 //
-// Queries sit in the vector lanes, packed in panels [step][PANEL]; reference rows stay row-major and are broadcast four
-// bytes at a time, so references, which stream through once for every block of queries, need no transposition. Steps are
-// taken kStepBlock at a time: a panel's share (24 KB) stays in L1, and the running sums are short enough for a
-// tight rounding bound (`dot_roundings`). It knows nothing about distances or selection.
+// Queries sit in the vector lanes, packed in panels [step][kPanel]; references are broadcast four bytes at a time, either
+// from plain rows (they stream through once for every block of queries, so transposing them would cost) or from panels
+// (when the references are the queries and all are packed once). Steps are taken kStepBlock at a time: a panel's share
+// (24 KB) stays in L1, and the running sums are short enough for a tight rounding bound (`dot_roundings`). It knows
+// nothing about distances or selection.
 #pragma once
 
 #include "operands.h"
@@ -14,7 +15,7 @@ inline namespace LDREG_ISA {
 #if defined(__AVX512F__)
 constexpr int kVectors = 3, kTileRows = 8;  // 24 accumulators of 32 registers
 #else
-constexpr int kVectors = 1, kTileRows = 6;  // with AVX2: 12 of 16
+constexpr int kVectors = 1, kTileRows = 4;  // with AVX2: 8 of 16, and 16 lanes are whole tiles
 #endif
 constexpr int kPanel = 16 * kVectors;
 constexpr int kStepBlock = 128;
@@ -42,9 +43,10 @@ inline void multiply_accumulate(f32x16& sum, uint32_t y, const u32x16& q) {
   sum += f * (f32x16)q;
 }
 
-// products[r][lane] (+)= y[r] . q[lane] over `steps` steps; y rows are `stride` words apart.
-template <class Operand>
-inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t stride, int64_t steps, bool first, float* products) {
+// products[r][lane] (+)= y[r] . q[lane] over `steps` steps; word s of row r is y[r * row_stride + s * StepStride].
+template <class Operand, int StepStride>
+inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stride, int64_t steps, bool first,
+                          float* products) {
   f32x16 sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) sum[r][v] = first ? f32x16{} : load(products + r * kPanel + 16 * v);
@@ -54,48 +56,59 @@ inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t stride, 
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) multiply_accumulate<Operand>(sum[r][v], y[r * stride + s], lane[v]);
+      for (int v = 0; v < kVectors; ++v) multiply_accumulate<Operand>(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
   }
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) std::memcpy(products + r * kPanel + 16 * v, &sum[r][v], 64);
 }
 
-// A block of queries, packed once and multiplied with every chunk of references.
+// Packed panels of rows, and their products with references in either layout.
 template <class T, class Operand>
-class QueryPanels {
+class Panels {
  public:
-  QueryPanels(int64_t columns) : steps_(steps_for(columns, Operand::per_step)) {}
+  explicit Panels(int64_t columns) : steps_(steps_for(columns, Operand::per_step)) {}
   int64_t steps() const { return steps_; }
-  int panels() const { return panels_; }
+  void reserve(int64_t panels) { packed_.reserve(panels * steps_ * kPanel); }
 
+  // Panel p holds rows ids[0..count); lanes behind them, and rows with NaN or Inf, are 0.
   template <class Real>
-  void pack(const Features<T>& x, const int* ids, int count, const Real* centre, Real scale) {
-    panels_ = (count + kPanel - 1) / kPanel;
-    uint32_t* packed = packed_.reserve(panels_ * steps_ * kPanel);
-    uint32_t* row = row_.reserve(steps_);
-    for (int lane = 0; lane < panels_ * kPanel; ++lane) {
-      if (lane < count && x.finite(ids[lane])) x.template convert<Operand>(ids[lane], centre, scale, row, steps_);
-      else std::memset(row, 0, steps_ * sizeof *row);
-      uint32_t* out = packed + lane / kPanel * steps_ * kPanel + lane % kPanel;
-      for (int64_t s = 0; s < steps_; ++s) out[s * kPanel] = row[s];
+  void pack(int64_t p, const Features<T>& x, const int* ids, int count, const Real* centre, Real scale) {
+    Buffer<uint32_t> row(steps_);
+    uint32_t* panel = packed_.get() + p * steps_ * kPanel;
+    for (int lane = 0; lane < kPanel; ++lane) {
+      if (lane < count && x.finite(ids[lane])) x.template convert<Operand>(ids[lane], centre, scale, row.get(), steps_);
+      else std::memset(row.get(), 0, steps_ * sizeof(uint32_t));
+      for (int64_t s = 0; s < steps_; ++s) panel[s * kPanel + lane] = row[s];
     }
   }
 
-  // products[panel][row][lane] for `rows` (a multiple of kTileRows) converted reference rows.
-  void multiply(const uint32_t* y, int rows, float* products) const {
-    for (int64_t s = 0; s < steps_; s += kStepBlock) {
-      const int64_t steps = std::min<int64_t>(kStepBlock, steps_ - s);
-      for (int p = 0; p < panels_; ++p)
-        for (int r = 0; r < rows; r += kTileRows)
-          multiply_tile<Operand>(packed_.get() + (p * steps_ + s) * kPanel, y + r * steps_ + s, steps_, steps, s == 0,
-                                 products + (int64_t(p) * rows + r) * kPanel);
-    }
+  // products[panel][row][lane] of panels first..first+count with `rows` (a multiple of kTileRows) plain rows at y.
+  void multiply_rows(int64_t first, int64_t count, const uint32_t* y, int rows, float* products) const {
+    multiply<1>(first, count, rows, products, steps_, [&](int r, int64_t s) { return y + r * steps_ + s; });
+  }
+
+  // The same with panels y_first.. (their kPanel lanes each are the rows).
+  void multiply_panels(int64_t first, int64_t count, int64_t y_first, int64_t y_count, float* products) const {
+    multiply<kPanel>(first, count, int(y_count * kPanel), products, 1, [&](int r, int64_t s) {
+      return packed_.get() + ((y_first + r / kPanel) * steps_ + s) * kPanel + r % kPanel;
+    });
   }
 
  private:
+  template <int StepStride, class At>
+  void multiply(int64_t first, int64_t count, int rows, float* products, int64_t row_stride, At&& at) const {
+    for (int64_t s = 0; s < steps_; s += kStepBlock) {
+      const int64_t steps = std::min<int64_t>(kStepBlock, steps_ - s);
+      for (int64_t p = 0; p < count; ++p) {
+        const uint32_t* q = packed_.get() + ((first + p) * steps_ + s) * kPanel;
+        for (int r = 0; r < rows; r += kTileRows)
+          multiply_tile<Operand, StepStride>(q, at(r, s), row_stride, steps, s == 0, products + (p * rows + r) * kPanel);
+      }
+    }
+  }
+
   int64_t steps_;
-  int panels_ = 0;
-  Buffer<uint32_t> packed_, row_;
+  Buffer<uint32_t> packed_;
 };
 
 }  // namespace LDREG_ISA
