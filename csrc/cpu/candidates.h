@@ -9,54 +9,21 @@
 // precision="fast" is the same with all bounds 0 and a few candidates more than k.
 #pragma once
 
+#include "select.h"
 #include "tile.h"
-#include "../topk.h"
 
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-constexpr float kNever = 1e30f;    // larger than any key: the tile's unit has entries near 1
-constexpr float kTiny = 1e-30f;    // products below 2^-126 are flushed
+constexpr float kTiny = 1e-30f;  // products below 2^-126 are flushed
 constexpr int kFastExtra = 16;
-
-// key[c..c+16), with `filler` from n on.
-inline f32x16 block(const float* key, int c, int n, float filler) {
-  if (c + 16 <= n) return load(key + c);
-  f32x16 v = {};
-  v += filler;
-  for (int l = 0; c + l < n; ++l) v[l] = key[c + l];
-  return v;
-}
-
-// A value that at least k of n keys do not exceed, and hardly more than k: bisection by counting, which takes a few
-// vector instructions a round where a selection would mispredict a branch a key.
-inline float at_least(const float* key, int n, int k) {
-  f32x16 low = {}, high = {};
-  low += kNever, high -= kNever;
-  for (int c = 0; c < n; c += 16) {
-    const f32x16 v = block(key, c, n, key[0]);
-    low = v < low ? v : low, high = v > high ? v : high;
-  }
-  float lo = low[0], hi = high[0];
-  for (int l = 1; l < 16; ++l) lo = std::min(lo, low[l]), hi = std::max(hi, high[l]);
-  for (int round = 0; round < 16; ++round) {
-    const float mid = lo + (hi - lo) * 0.5f;
-    i32x16 below = {};
-    for (int c = 0; c < n; c += 16) below -= block(key, c, n, kNever) <= mid;
-    int count = 0;
-    for (int l = 0; l < 16; ++l) count += below[l];
-    if (count >= k) hi = mid;
-    else lo = mid;
-    if (count == k) break;
-  }
-  return hi;
-}
 
 // Per-row bounds of one feature matrix in the tile's unit, padded to whole panels with rows that nothing admits.
 struct Bounds {
   Buffer<float> norm;      // |x^|^2; kNever for rows with NaN or Inf
   Buffer<float> residual;  // r_x
-  Buffer<float> bias;      // what a key may be lower than the reach allows: |x^|^2 (1 - gamma) - r_x^2
+  Buffer<float> slack;     // gamma |x^|^2 + r_x^2: a key's own share of its error
+  Buffer<float> bias;      // norm - slack
 };
 
 class Candidates {
@@ -155,7 +122,7 @@ class Candidates {
   __attribute__((noinline)) void make_room(int64_t i, const Bounds& y) {
     compact(i, y);
     if (count_[i] > room_ - 64) close(i, self_[i]), overflowed_[i] = 1;
-    else trigger_[i] = std::min(room_, std::max(2 * count_[i], count_[i] + 192));
+    else trigger_[i] = std::min(room_, std::max(2 * count_[i], count_[i] + 256));
   }
 
   // No reference passes the filter of a closed list.
@@ -173,25 +140,29 @@ class Candidates {
   }
 
   // Lower the threshold to the upper bound of the k-th smallest key, then drop what cannot be a neighbour any more.
+  // Branch-free throughout: which way a key falls is a coin toss.
   void compact(int64_t i, const Bounds& y) {
     float* key = key_.get() + i * room_;
     int* index = index_.get() + i * room_;
     const int n = count_[i];
     if (n <= keep(i)) return;
     const float pivot = at_least(key, n, keep(i));
-    float norm = 0, residual = 0;  // the largest among those counted by the pivot
+    float slack = 0, residual = 0;  // the largest among those counted by the pivot
     for (int c = 0; c < n; ++c) {
-      if (key[c] > pivot) continue;
-      norm = std::max(norm, y.norm[index[c]]), residual = std::max(residual, y.residual[index[c]]);
+      const float s = y.slack[index[c]], r = y.residual[index[c]];  // loaded either way, or the compiler branches
+      const bool counted = key[c] <= pivot;
+      slack = std::max(slack, counted ? s : 0.0f);
+      residual = std::max(residual, counted ? r : 0.0f);
     }
-    const float q = norm_[i] + pivot + gamma_ * (norm_[i] + norm) + kTiny;
+    const float q = norm_[i] * (1 + gamma_) + pivot + slack + kTiny;
     set_threshold(i, std::sqrt(std::max(q, 0.0f)) * (1 + 0x1p-22f) + residual_[i] + residual);
+    const float reach = reach_[i], limit = limit_[i];
     int kept = 0;
     for (int c = 0; c < n; ++c) {
       const int j = index[c];
-      const float k = key[c], r = y.residual[j];
+      const float k = key[c];
       key[kept] = k, index[kept] = j;
-      kept += k - (y.norm[j] - y.bias[j]) - r * reach_[i] <= limit_[i];
+      kept += k - y.slack[j] - y.residual[j] * reach <= limit;
     }
     count_[i] = kept;
   }

@@ -13,6 +13,7 @@ inline namespace LDREG_ISA {
 struct LidScratch {
   Buffer<double> distance;
   Buffer<double> weight;  // holds Real
+  Buffer<float> keys;
 };
 
 // The ranks (1-based) at which the list must be split, largest first.
@@ -41,7 +42,7 @@ class LidRow {
   void operator()(const Search<T>& search, int64_t i, Neighbour* list, int n, LidScratch& scratch) const {
     // Each split leaves its k-th smallest at [k-1] and works on those before it next.
     for (int r = 0, size = n; r < rank_count_; size = ranks_[r++] - 1)
-      select_smallest(list, size, ranks_[r]);
+      split_smallest(list, size, ranks_[r], scratch.keys);
 
     double* d = scratch.distance.reserve(n);
     const double far = list[request_.k - 1].d2;

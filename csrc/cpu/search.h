@@ -11,6 +11,7 @@
 
 #include "candidates.h"
 #include "exact.h"
+#include "select.h"
 #include "tournament.h"
 
 namespace ldreg {
@@ -109,13 +110,15 @@ class Search {
     const int64_t n = rows.rows(), padded = (n + kPanel - 1) / kPanel * kPanel;
     float* norm = bounds.norm.reserve(padded);
     float* residual = bounds.residual.reserve(padded);
+    float* slack = bounds.slack.reserve(padded);
     float* bias = bounds.bias.reserve(padded);
     rows.set_exact(exact_unit_);
     rows.template measure<Operand>(centre_.get(), scale_, problem_.threads, control_, norm, residual);
     for (int64_t i = 0; i < padded; ++i) {
       if (i >= n || !rows.finite(i)) norm[i] = kNever, residual[i] = 0;
       else if (!problem_.exact) residual[i] = 0;
-      bias[i] = norm[i] * (1 - gamma) - residual[i] * residual[i];
+      slack[i] = gamma * norm[i] + residual[i] * residual[i];
+      bias[i] = norm[i] - slack[i];
     }
   }
 
@@ -262,17 +265,19 @@ class Search {
     int n = 0;
     if (x_.finite(i)) {
       n = candidates.finish(list, bounds, f.lower.get(), f.index.get());
-      n = evaluate(i, f.lower.get(), f.index.get(), n, f.list.get());
+      n = evaluate(i, f.lower, f.index.get(), n, f.list.get());
     }
     complete(i, f.list.get(), n, f.scratch, sink);
     return false;
   }
 
-  // The wanted_ nearest of the candidates, exactly (all of them if there are fewer). Reorders lower and index.
-  int evaluate(int64_t i, float* lower, int* index, int candidates, Neighbour* list) {
-    if (candidates <= wanted_ || !problem_.exact) return nearest(list, evaluate_range(i, index, 0, candidates, list));
+  // The wanted_ nearest of the candidates, exactly (all of them if there are fewer). Uses up bounds and index.
+  int evaluate(int64_t i, Buffer<float>& bounds, int* index, int candidates, Neighbour* list) {
+    if (candidates <= wanted_ || !problem_.exact)
+      return nearest(list, evaluate_range(i, index, 0, candidates, list), bounds);
     // First as many as are wanted, by lower bound; their largest distance bounds the k-th one. Of the rest only those
     // that may be nearer: a lower bound carries a few roundings, hence the margin.
+    float* lower = bounds.get();
     const int first = split(lower, index, 0, candidates, at_least(lower, candidates, wanted_));
     int n = evaluate_range(i, index, 0, first, list);
     double reach = 0;
@@ -280,12 +285,12 @@ class Search {
     const double bound = std::sqrt(reach) * double(scale_) * (1 + 1e-6);
     const int second = split(lower, index, first, candidates, static_cast<float>(std::min(bound, double(kNever))));
     n += evaluate_range(i, index, first, second, list + n);
-    return nearest(list, n);
+    return nearest(list, n, bounds);
   }
 
-  int nearest(Neighbour* list, int n) const {
+  int nearest(Neighbour* list, int n, Buffer<float>& keys) const {
     if (n <= wanted_) return n;
-    select_smallest(list, n, wanted_);
+    split_smallest(list, n, wanted_, keys);
     return wanted_;
   }
 

@@ -1,0 +1,181 @@
+"""What the build reads from the environment, which compilers it finds, and the flags each source gets.
+
+Used by setup.py alone. Nothing here builds anything or imports setuptools, so the tests can call it directly.
+"""
+
+import contextlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_ARCHS = "80;90a;100a"
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+
+# -ffp-contract=off: a fused multiply-add rounds once where a multiply and an add round twice, so letting the
+# compiler choose would make the instruction sets disagree bit for bit. Kernels that want an FMA ask for it.
+CXX_FLAGS = [
+    *("-O3", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
+]
+# A fused multiply-add where the machine has one: the kernels' inner loops are written for it. Vector types
+# wider than the machine's never cross a function boundary that is not inlined, and GCC 12's own headers
+# warn about their undefined lanes.
+QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast", *QUIET]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+AVX512BF16 = ["-mavx512bf16", *AVX512]
+ISA_FLAGS = {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16}  # by file-name suffix
+NVCC_FLAGS = [
+    *("-O3", "-DNDEBUG", "-std=c++17", "-cudart=static", "-lineinfo", "--expt-relaxed-constexpr"),
+    *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
+]
+
+
+class BuildError(SystemExit):
+    """Stops the build with one readable message instead of a traceback."""
+
+    def __init__(self, message):
+        super().__init__(f"\nldreg_kernels: {message}\n")
+
+
+# ---------------------------------------------------------------- settings read from the environment
+
+
+def cuda_mode(env):
+    """LDREG_BUILD_CUDA as "auto", "0" or "1"; anything else is refused rather than guessed at."""
+    mode = env.get("LDREG_BUILD_CUDA", "").strip().lower() or "auto"
+    if mode not in ("auto", "0", "1"):
+        raise BuildError(f"LDREG_BUILD_CUDA must be auto, 0 or 1, got {env['LDREG_BUILD_CUDA']!r}")
+    return mode
+
+
+def cuda_archs(env):
+    """LDREG_CUDA_ARCHS as a list such as ["80", "90a", "100a"], in ascending order without repeats."""
+    text = env.get("LDREG_CUDA_ARCHS", "").strip() or DEFAULT_ARCHS
+    archs = [item.strip() for item in text.split(";") if item.strip()]
+    bad = [item for item in archs if not re.fullmatch(r"[1-9]\d{1,2}[af]?", item)]
+    if bad or not archs:
+        raise BuildError(
+            "LDREG_CUDA_ARCHS must be compute capabilities without a dot, separated by semicolons, "
+            f'such as "80;90a" (9.0a is written 90a); got {text!r}'
+        )
+    return sorted(dict.fromkeys(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
+
+
+def max_jobs(env):
+    """Compilers run at once: a heavy .cu or pybind11 file takes up to 2 GB, so memory counts like cores."""
+    if text := env.get("MAX_JOBS", "").strip():
+        if not text.isdecimal() or int(text) < 1:
+            raise BuildError(f"MAX_JOBS must be a positive integer, got {text!r}")
+        return int(text)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" when there is none
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return max(1, min(cores, memory // 2**31))
+
+
+# ---------------------------------------------------------------- finding the compilers
+
+
+def find_nvcc(env):
+    """(path or None, places looked at): first an explicit CUDA_HOME, then PATH, then the usual folder."""
+    homes = [Path(env[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if env.get(name)]
+    on_path = [Path(folder) for folder in env.get("PATH", "").split(os.pathsep) if folder]
+    places = [*homes, *on_path, Path("/usr/local/cuda/bin")]
+    for folder in places:
+        if os.access(folder / "nvcc", os.X_OK) and not (folder / "nvcc").is_dir():
+            return str(folder / "nvcc"), places
+    return None, places
+
+
+def choose_cuda(env):
+    """Path of the nvcc to build with, or None for a CPU-only build."""
+    mode = cuda_mode(env)
+    if mode == "0":
+        return None
+    nvcc, places = find_nvcc(env)
+    if nvcc is None and mode == "1":
+        looked = "\n  ".join(str(place) for place in dict.fromkeys(places))
+        raise BuildError(f"LDREG_BUILD_CUDA=1, but no nvcc was found. Looked in\n  {looked}\nSet CUDA_HOME.")
+    return nvcc
+
+
+def supported_archs(nvcc, env):
+    """cuda_archs, less what nvcc is too old for: a default is dropped aloud, a named one is an error."""
+    try:
+        listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        raise BuildError(f"{nvcc} does not run: {detail}\nLDREG_BUILD_CUDA=0 builds without CUDA.") from None
+    known = set(re.findall(r"sm_(\d+)", listing))
+    archs = cuda_archs(env)
+    unknown = [arch for arch in archs if arch.rstrip("af") not in known]
+    if unknown and (env.get("LDREG_CUDA_ARCHS", "").strip() or len(unknown) == len(archs)):
+        known_text = ", ".join(sorted(known, key=int))
+        raise BuildError(f"LDREG_CUDA_ARCHS: {nvcc} cannot compile for {unknown}; it knows {known_text}")
+    if unknown:
+        print(f"ldreg_kernels: {nvcc} is too old for {unknown}, which are left out")
+    return [arch for arch in archs if arch not in unknown]
+
+
+def find_cxx(env):
+    """The C++ compiler as an argument list, tried on every flag we are going to use."""
+    usual = [sysconfig.get_config_var("CXX") or "c++", "c++", "g++", "clang++"]
+    candidates = [shlex.split(name) for name in ([env["CXX"]] if env.get("CXX") else usual)]
+    found = next((command for command in candidates if shutil.which(command[0])), None)
+    if found is None:
+        tried = ", ".join(dict.fromkeys(command[0] for command in candidates))
+        raise BuildError(f"no C++ compiler found (tried {tried}); install g++ or set CXX")
+    flags = [*CXX_FLAGS, *(AVX512BF16 if IS_X86 else [])]
+    trial = [*found, *flags, "-x", "c++", "-fsyntax-only", "-"]
+    result = subprocess.run(trial, input="#include <vector>\n", capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(f"{found[0]} cannot compile this (GCC 10 or Clang 9 is needed):\n{result.stderr}")
+    return found
+
+
+# ---------------------------------------------------------------- what is compiled, and how
+
+
+def isa_flags(source):
+    """Extra flags a source needs, from its file-name suffix: topk_avx2.cpp gets ISA_FLAGS["_avx2"]."""
+    suffix = re.search(r"_avx\w*$", Path(source).stem)
+    if suffix is None:
+        return []
+    if suffix.group() not in ISA_FLAGS:
+        raise BuildError(f"{source}: the suffix {suffix.group()} is none of {', '.join(ISA_FLAGS)}")
+    return ISA_FLAGS[suffix.group()]
+
+
+def cpu_sources(folder=ROOT, x86=IS_X86):
+    """csrc/bindings_cpu.cpp and csrc/cpu/*.cpp, without the x86 files where they mean nothing."""
+    kernels = sorted(path.relative_to(folder).as_posix() for path in (folder / "csrc/cpu").glob("*.cpp"))
+    return ["csrc/bindings_cpu.cpp", *(source for source in kernels if x86 or not isa_flags(source))]
+
+
+def cuda_sources(folder=ROOT):
+    kernels = sorted(path.relative_to(folder).as_posix() for path in (folder / "csrc/cuda").glob("*.cu"))
+    return ["csrc/bindings_cuda.cpp", *kernels]
+
+
+def arch_names(archs):
+    """What ends up in the module, named as torch.cuda.get_arch_list() names it: "sm_80;sm_90a;compute_90".
+
+    PTX, which a later GPU compiles for itself, is of the plain architecture: that of an "a" target runs on no
+    other GPU, now or later.
+    """
+    return ";".join([*(f"sm_{arch}" for arch in archs), f"compute_{archs[-1].rstrip('af')}"])
+
+
+def gencode(archs):
+    """The nvcc options for arch_names(archs)."""
+    names = arch_names(archs).split(";")
+    return [f"-gencode=arch={name.replace('sm_', 'compute_')},code={name}" for name in names]
