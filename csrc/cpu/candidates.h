@@ -41,7 +41,7 @@ class Candidates {
     for (int64_t i = 0; i < rows_; ++i) close(i, -1);
   }
 
-  static int room_for(int k, int64_t extra) { return 2 * k + 512 + int(extra); }
+  static int room_for(int k, int64_t extra) { return int((2 * k + 512 + extra + 15) / 16 * 16); }
 
   // List i belongs to a query with these bounds; `self` is its own row among the references, or -1.
   void open(int64_t i, float norm, float residual, int64_t self) {
@@ -146,23 +146,27 @@ class Candidates {
     int* index = index_.get() + i * room_;
     const int n = count_[i];
     if (n <= keep(i)) return;
+    for (int c = n; c % 16 != 0; ++c) key[c] = kNever * 1e6f, index[c] = 0;  // whole vectors; beyond any limit
     const float pivot = at_least(key, n, keep(i));
-    float slack = 0, residual = 0;  // the largest among those counted by the pivot
-    for (int c = 0; c < n; ++c) {
-      const float s = y.slack[index[c]], r = y.residual[index[c]];  // loaded either way, or the compiler branches
-      const bool counted = key[c] <= pivot;
-      slack = std::max(slack, counted ? s : 0.0f);
-      residual = std::max(residual, counted ? r : 0.0f);
+    f32x16 slacks = {}, residuals = {};  // the largest among those counted by the pivot
+    for (int c = 0; c < n; c += 16) {
+      const i32x16 j = load_raw<i32x16>(index + c), counted = load(key + c) <= pivot;
+      const f32x16 s = (f32x16)((i32x16)gather(y.slack.get(), j) & counted);
+      const f32x16 r = (f32x16)((i32x16)gather(y.residual.get(), j) & counted);
+      slacks = s > slacks ? s : slacks, residuals = r > residuals ? r : residuals;
     }
+    float slack = 0, residual = 0;
+    for (int l = 0; l < 16; ++l) slack = std::max(slack, slacks[l]), residual = std::max(residual, residuals[l]);
     const float q = norm_[i] * (1 + gamma_) + pivot + slack + kTiny;
     set_threshold(i, std::sqrt(std::max(q, 0.0f)) * (1 + 0x1p-22f) + residual_[i] + residual);
-    const float reach = reach_[i], limit = limit_[i];
+    const f32x16 limit = f32x16{} + limit_[i];
     int kept = 0;
-    for (int c = 0; c < n; ++c) {
-      const int j = index[c];
-      const float k = key[c];
-      key[kept] = k, index[kept] = j;
-      kept += k - y.slack[j] - y.residual[j] * reach <= limit;
+    for (int c = 0; c < n; c += 16) {
+      const i32x16 j = load_raw<i32x16>(index + c);
+      const f32x16 k = load(key + c), lower = k - gather(y.slack.get(), j) - gather(y.residual.get(), j) * reach_[i];
+      const unsigned keep = mask_less_equal(lower, limit);
+      compress(key + kept, k, keep), compress(index + kept, j, keep);
+      kept += __builtin_popcount(keep);
     }
     count_[i] = kept;
   }

@@ -37,6 +37,7 @@ class LidRow {
   LidRow(const Problem& problem, const LidRequest& request, const LidOutput& out)
       : problem_(problem), request_(request), out_(out), ranks_(2 * (request.track_count + 1)) {
     rank_count_ = ranks_of(request, ranks_.get());
+    if (out.grad) prefer_large_pages(out.grad, problem.x.rows * problem.columns * sizeof(Real));
   }
 
   void operator()(const Search<T>& search, int64_t i, Neighbour* list, int n, LidScratch& scratch) const {

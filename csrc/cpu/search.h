@@ -296,11 +296,12 @@ class Search {
 
   int evaluate_range(int64_t i, const int* index, int from, int to, Neighbour* list) const {
     const Features<T>& y = references();
-    const T* rows[4];
+    const T *rows[4], *next[4];
     double d2[4];
+    for (int r = 0; r < 4 && from < to; ++r) next[r] = y.row(index[std::min(from + r, to - 1)]);
     for (int c = from; c < to; c += 4) {
-      for (int r = 0; r < 4; ++r) rows[r] = y.row(index[std::min(c + r, to - 1)]);
-      squared_distances(x_.row(i), rows, problem_.columns, d2);
+      for (int r = 0; r < 4; ++r) rows[r] = next[r], next[r] = y.row(index[std::min(c + 4 + r, to - 1)]);
+      squared_distances(x_.row(i), rows, next, problem_.columns, d2);
       for (int r = 0; r < 4 && c + r < to; ++r) *list++ = Neighbour{d2[r], index[c + r]};
     }
     return to - from;
@@ -335,7 +336,7 @@ class Search {
         for (int r = 0; r < 4; ++r) rows[r] = y.row(std::min(first + r, y.rows() - 1));
         for (int64_t q = 0; q < queries; ++q) {
           const int64_t i = ids[from + q], self = problem_.self.of(i);
-          squared_distances(x_.row(i), rows, problem_.columns, d2);
+          squared_distances(x_.row(i), rows, rows, problem_.columns, d2);
           for (int64_t j = first; j < std::min(first + 4, y.rows()); ++j)
             if (j != self && y.finite(j))
               keep_smallest(lists.get() + q * wanted_, &n[q], wanted_, Neighbour{d2[j - first], int(j)});

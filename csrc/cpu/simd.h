@@ -14,6 +14,9 @@
 #if LDREG_X86
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace ldreg {
 inline namespace LDREG_ISA {
@@ -78,6 +81,28 @@ inline double sum(const f32x16& v) {
   return sum(__builtin_convertvector(halves[0], f64x8) + __builtin_convertvector(halves[1], f64x8));
 }
 
+// base[index[i]] for sixteen indices.
+inline f32x16 gather(const float* base, const i32x16& index) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_i32gather_ps((__m512i)index, base, 4);
+#else
+  f32x16 v;
+  for (int i = 0; i < 16; ++i) v[i] = base[index[i]];
+  return v;
+#endif
+}
+
+// Write the lanes whose bit is set to out, in order; up to 16 elements from out on may be overwritten.
+template <class V>
+inline void compress(void* out, const V& v, unsigned mask) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(mask), (__m512i)v));
+#else
+  auto* to = static_cast<std::remove_cv_t<std::remove_reference_t<decltype(v[0])>>*>(out);
+  for (int i = 0; i < 16; ++i) *to = v[i], to += mask >> i & 1;
+#endif
+}
+
 // Bit i set where a[i] <= b[i]; NaN compares false.
 inline unsigned mask_less_equal(const f32x16& a, const f32x16& b) {
 #if defined(__AVX512F__)
@@ -92,6 +117,19 @@ inline unsigned mask_less_equal(const f32x16& a, const f32x16& b) {
   unsigned mask = 0;
   for (int i = 0; i < 16; ++i) mask |= unsigned(m[i] & 1) << i;
   return mask;
+#endif
+}
+
+// Ask for 2 MB pages behind a large block: it is about to be written from end to end, and taking it 4 KB at a time costs
+// more than writing it. A hint; nothing depends on it.
+inline void prefer_large_pages(void* block, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 4096;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(block) + page - 1) / page * page;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(block) + bytes) / page * page;
+  if (bytes >= (4u << 20)) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+  (void)block, (void)bytes;
 #endif
 }
 
@@ -111,6 +149,7 @@ class Buffer {
       data_ = nullptr, size_ = 0;
       void* fresh = nullptr;
       if (posix_memalign(&fresh, 64, size_t(n) * sizeof(T)) != 0) throw std::bad_alloc();
+      prefer_large_pages(fresh, size_t(n) * sizeof(T));
       data_ = static_cast<T*>(fresh), size_ = n;
     }
     return data_;
