@@ -18,14 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_ARCHS = "80;90a;100a"
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 
-# -ffp-contract=off: a fused multiply-add rounds once where a multiply and an add round twice, so letting the
-# compiler choose would make the instruction sets disagree bit for bit. Kernels that want an FMA ask for it.
+# -ffp-contract=off in code for any machine; the _avx* sources turn it on, because their inner loops are written for a
+# fused multiply-add. Sets with and without one may differ in the last bit, never in an exact (integer) result.
 CXX_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 ]
-# A fused multiply-add where the machine has one: the kernels' inner loops are written for it. Vector types
-# wider than the machine's never cross a function boundary that is not inlined, and GCC 12's own headers
+# Vector types wider than the machine's are never passed between functions that are not inlined, and GCC 12's own headers
 # warn about their undefined lanes.
 QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast", *QUIET]

@@ -78,13 +78,17 @@ def _published(
         if value.dim() < 2:
             raise ValueError(f"{name} must have at least 2 dimensions (rows, features), got shape {tuple(value.shape)}")
     if torch.is_grad_enabled() and reference.requires_grad:
-        raise ValueError("reference must not require grad: pass reference.detach(), as the published training code does")
+        raise ValueError(
+            "reference must not require grad: pass reference.detach(), as the published training code does"
+        )
     x, y = data.flatten(1), reference.flatten(1)
     validate.features(x, y)
     if x.shape[0] < 4:
         raise ValueError(f"data must have at least 4 rows (k is clamped to rows - 2 and needs 2), got {x.shape[0]}")
     k = min(validate.integer("k", k), x.shape[0] - 2)
     if not 2 <= k <= y.shape[0] - 1:
-        raise ValueError(f"k must be in [2, {y.shape[0] - 1}] for {y.shape[0]} reference rows after the clamp to rows of data - 2, got {k}")
+        raise ValueError(
+            f"k must be in [2, {y.shape[0] - 1}] for {y.shape[0]} reference rows after the clamp to rows of data - 2, got {k}"
+        )
     lid = lid_function(x, y.detach(), k, estimator, None, None, True, "auto", "exact")
     return (knn(x, y, k=k + 1).indices, lid) if get_idx else lid

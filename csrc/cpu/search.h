@@ -18,7 +18,8 @@ namespace ldreg {
 inline namespace LDREG_ISA {
 
 constexpr int kMaxPanels = 8;              // queries in a block: up to 8 panels
-constexpr int kPairPanels = 2;             // references at a time when blocks of queries meet
+constexpr int kBlockPanels = 4;            // where blocks of one batch meet: B/8 panels can be busy at once
+constexpr int kPairPanels = 2;             // and so many of the one as references at a time
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kSymmetricBytes = 60 << 20;
 
@@ -227,7 +228,7 @@ class Search {
     candidates.start(rows, wanted_, Candidates::room_for(wanted_, 0), prepared.gamma, problem_.exact);
     for (int64_t i = 0; i < rows; ++i) open(candidates, i, prepared.x, i);
 
-    const Tournament tournament(panel_count, problem_.threads, kMaxPanels);
+    const Tournament tournament(panel_count, kBlockPanels);
     auto match = [&](int64_t a_first, int64_t a_count, int64_t b_first, int64_t b_count, Buffer<float>& products) {
       for (int64_t p = b_first; p < b_first + b_count; p += kPairPanels) {
         if (control_.stopped()) return;

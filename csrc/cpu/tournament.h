@@ -17,14 +17,10 @@ inline namespace LDREG_ISA {
 
 class Tournament {
  public:
-  // `panels` panels in blocks of at most `max_panels`: few blocks waste less on meeting themselves, but there must be a
-  // pair for every thread in every round.
-  Tournament(int64_t panels, int threads, int max_panels) : panels_(panels) {
-    const int64_t unit = 2 * std::max(threads, 1);
-    blocks_ = (panels + max_panels - 1) / max_panels;
-    blocks_ = (blocks_ + unit - 1) / unit * unit;
-    blocks_ = std::max<int64_t>(1, std::min(blocks_, panels));
-    if (blocks_ > 1) blocks_ -= blocks_ % 2;
+  // `panels` panels in blocks of `block_panels`. The blocks do not depend on the number of threads, so neither do results.
+  Tournament(int64_t panels, int64_t block_panels) : panels_(panels) {
+    blocks_ = (panels + block_panels - 1) / block_panels;
+    blocks_ = std::max<int64_t>(1, std::min(blocks_ + blocks_ % 2, panels / 2 * 2));
   }
 
   // match(a_first, a_count, b_first, b_count, scratch) for all pairs of panel ranges a <= b, a = b included.

@@ -30,37 +30,38 @@ def unavailable_reason(device: torch.device | None = None) -> str | None:
 # ------------------------------------------------------------------------------------------------- neighbours
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays; everything else is computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def working_dtype(x: Tensor, y: Tensor) -> torch.dtype:
+    """float64 for float64 features, float32 for all others, unless their squares would leave float32's range."""
+    if x.dtype == torch.float64:
+        return torch.float64
+    largest = max(float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (x, y))
+    return torch.float32 if largest == 0.0 or 1e-12 < largest < 1e12 else torch.float64
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What every backend returns: float64 for float64 features, float32 for all others."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def neighbours(problem: Problem, compute_mode: str = DIRECT) -> KnnResult:
-    """The k nearest rows of y for every row of x by a full sort; distances are differentiable in x.
+    """The k nearest rows of y for every row of x by a full sort, in the dtype of x; distances are differentiable in x.
 
     A pair with NaN or Inf in either row is at distance NaN and comes after every finite one, lower index first.
     """
     x, y = problem.x, problem.y.detach()
-    dtype = accumulation_dtype(x.dtype)
-    unit = _scale(x, y)
-    r = torch.cdist(x.to(dtype) * unit, y.to(dtype) * unit, compute_mode=compute_mode)  # [B, N]
-    finite = x.detach().isfinite().all(1)[:, None] & y.isfinite().all(1)  # [B, N]
+    x_finite, y_finite = x.detach().isfinite().all(1), y.isfinite().all(1)
+    # Such rows must not enter cdist: its backward would multiply their NaN by 0 and give NaN to every other row.
+    x = torch.where(x_finite[:, None], x, torch.zeros_like(x))
+    y = torch.where(y_finite[:, None], y, torch.zeros_like(y))
+    r = torch.cdist(x, y, compute_mode=compute_mode)  # [B, N]
+    finite = x_finite[:, None] & y_finite  # [B, N]
     key = torch.where(finite, r.detach(), torch.inf)
     key = _mask_self(key, problem.self_index)
-    wanted = problem.k + int(problem.drop_smallest)
-    idx = key.sort(dim=1, stable=True).indices[:, :wanted]  # [B, k]
+    idx = key.sort(dim=1, stable=True).indices[:, : problem.k + int(problem.drop_smallest)]
     if problem.drop_smallest:
         idx = idx[:, 1:]
     distances = torch.where(finite.gather(1, idx), r.gather(1, idx), torch.nan)
-    return KnnResult(distances / unit, idx)
-
-
-def _scale(x: Tensor, y: Tensor) -> float:
-    """A power of two that brings the largest finite entry near 1 when squares would leave float32's range, else 1."""
-    largest = max(float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if t.numel() else 0.0 for t in (x, y))
-    if largest == 0.0 or 1e-12 < largest < 1e12:
-        return 1.0
-    return 2.0 ** -round(math.log2(largest))
+    return KnnResult(distances, idx.contiguous())
 
 
 def _mask_self(key: Tensor, self_index: int | Tensor | None) -> Tensor:
@@ -174,13 +175,15 @@ def loss(lid: Tensor, degenerate: Tensor, form: str, target: float | None, reduc
 
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`: distances and indices, no gradient."""
+    dtype = working_dtype(problem.x, problem.y)
     with torch.no_grad():
-        return neighbours(problem)
+        found = neighbours(replace(problem, x=problem.x.to(dtype), y=problem.y.to(dtype)))
+    return KnnResult(found.distances.to(result_dtype(problem.x)), found.indices)
 
 
 def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`: every estimate comes from one list of the largest k asked for; the gradient is autograd's."""
-    dtype = accumulation_dtype(problem.x.dtype)
+    dtype = working_dtype(problem.x, problem.y)
     y = problem.y.detach().to(dtype)
     k_max = max([problem.k, *(k for _, k in track)])
 
@@ -195,7 +198,8 @@ def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidR
             grad = grad.masked_fill(touched_by_nan[:, None], torch.nan)
         tracked = [estimate(d[:, :k].detach(), name)[0] for name, k in track]
         stacked = torch.stack(tracked) if tracked else d.new_empty(0, d.shape[0])
-        return LidResult(value.detach(), degenerate, stacked.detach(), grad)
+        out = result_dtype(problem.x)
+        return LidResult(value.detach().to(out), degenerate, stacked.detach().to(out), grad.to(out))
 
     return _with_autograd(compute)
 
@@ -233,7 +237,11 @@ def ldreg(
 
 
 def published_lid(
-    data: Tensor, reference: Tensor, k: int, estimator: str = "mom", compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+    data: Tensor,
+    reference: Tensor,
+    k: int,
+    estimator: str = "mom",
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
 ) -> Tensor:
     """LID [B] the way the published LDReg code computes it: the baseline of every benchmark.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..kernels import dispatch
 from ..kernels.contract import Problem
 from . import validate
+from .registry import register
 
 
 class KNN(NamedTuple):
@@ -39,7 +40,6 @@ def make_problem(
     return Problem(x, references, k, own, precision, drop_smallest)
 
 
-@torch.library.custom_op("ldreg::knn", mutates_args=())
 def _knn(
     x: Tensor, y: Tensor | None, k: int, self_map: Tensor | None, self_offset: int | None, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
@@ -50,11 +50,17 @@ def _knn(
     return result.distances, result.indices
 
 
-@_knn.register_fake
 def _knn_fake(
     x: Tensor, y: Tensor | None, k: int, self_map: Tensor | None, self_offset: int | None, backend: str, precision: str
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k, dtype=result_dtype(x)), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
+register(
+    "knn(Tensor x, Tensor? y, int k, Tensor? self_map, int? self_offset, str backend, str precision) -> (Tensor, Tensor)",
+    _knn,
+    _knn_fake,
+)
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

@@ -18,6 +18,7 @@ from ..kernels import dispatch
 from ..kernels.contract import ESTIMATORS, FORMS
 from . import validate
 from .knn import make_problem, result_dtype
+from .registry import register
 from .row_gradient import scale_rows
 
 
@@ -30,7 +31,6 @@ class LDRegStats:
     degenerate: Tensor | None = None  # [] int64: rows left out of the loss (no host synchronisation)
 
 
-@torch.library.custom_op("ldreg::ldreg", mutates_args=())
 def _ldreg(
     x: Tensor,
     y: Tensor | None,
@@ -39,7 +39,7 @@ def _ldreg(
     form: str,
     target: float | None,
     reduction: str,
-    track_estimators: str,
+    track_estimators: Sequence[str],
     track_ks: Sequence[int],
     self_map: Tensor | None,
     self_offset: int | None,
@@ -51,15 +51,12 @@ def _ldreg(
         shape = (0,) if reduction == "none" else ()
         zeros = x.new_zeros(shape, dtype=result_dtype(x))
         return (zeros, *_empty_rows(x, len(track_ks), need_grad))
-    track = tuple(zip(track_estimators.split(",") if track_ks else (), track_ks, strict=True))
+    track = tuple(zip(track_estimators, track_ks, strict=True))
     problem = make_problem(x, y, k, self_map, self_offset, precision)
-    result = dispatch.resolve(backend, x.device).ldreg(
-        problem, estimator, form, target, reduction, track, need_grad
-    )
+    result = dispatch.resolve(backend, x.device).ldreg(problem, estimator, form, target, reduction, track, need_grad)
     return tuple(result)
 
 
-@_ldreg.register_fake
 def _ldreg_fake(
     x: Tensor,
     y: Tensor | None,
@@ -68,7 +65,7 @@ def _ldreg_fake(
     form: str,
     target: float | None,
     reduction: str,
-    track_estimators: str,
+    track_estimators: Sequence[str],
     track_ks: Sequence[int],
     self_map: Tensor | None,
     self_offset: int | None,
@@ -89,6 +86,15 @@ def _empty_rows(x: Tensor, tracked: int, need_grad: bool) -> tuple[Tensor, Tenso
         x.new_empty(tracked, rows, dtype=dtype),
         x.new_empty(rows if need_grad else 0, x.shape[1], dtype=dtype),
     )
+
+
+register(
+    "ldreg(Tensor x, Tensor? y, int k, str estimator, str form, float? target, str reduction, str[] track_estimators, "
+    "int[] track_ks, Tensor? self_map, int? self_offset, bool need_grad, str backend, str precision) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _ldreg,
+    _ldreg_fake,
+)
 
 
 class _LDReg(torch.autograd.Function):
@@ -170,7 +176,7 @@ def ldreg_loss(
         form,
         target,
         reduction,
-        ",".join(name for name, _ in pairs),  # a schema has lists of ints, but none of strings
+        [name for name, _ in pairs],
         [k for _, k in pairs],
         own,
         offset,

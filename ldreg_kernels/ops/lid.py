@@ -16,10 +16,10 @@ from ..kernels import dispatch
 from ..kernels.contract import ESTIMATORS
 from . import validate
 from .knn import make_problem, result_dtype
+from .registry import register
 from .row_gradient import scale_rows
 
 
-@torch.library.custom_op("ldreg::lid", mutates_args=())
 def _lid(
     x: Tensor,
     y: Tensor | None,
@@ -39,7 +39,6 @@ def _lid(
     return result.lid, result.grad
 
 
-@_lid.register_fake
 def _lid_fake(
     x: Tensor,
     y: Tensor | None,
@@ -56,15 +55,21 @@ def _lid_fake(
     return x.new_empty(x.shape[0], dtype=dtype), x.new_empty(x.shape[0] if need_grad else 0, x.shape[1], dtype=dtype)
 
 
+register(
+    "lid(Tensor x, Tensor? y, int k, str estimator, Tensor? self_map, int? self_offset, bool drop_smallest, "
+    "bool need_grad, str backend, str precision) -> (Tensor, Tensor)",
+    _lid,
+    _lid_fake,
+)
+
+
 class _Lid(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor | None, need_grad: bool, *arguments: Any) -> Tensor:
         k, estimator, own, offset, drop_smallest, backend, precision = arguments
-        lid, grad = torch.ops.ldreg.lid(
-            x, y, k, estimator, own, offset, drop_smallest, need_grad, backend, precision
-        )
+        lid, grad = torch.ops.ldreg.lid(x, y, k, estimator, own, offset, drop_smallest, need_grad, backend, precision)
         ctx.save_for_backward(lid, grad)
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
         return lid

@@ -62,8 +62,9 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
     """
     if y is None:
         if value is not None:
-            raise ValueError("self_index must be None when y is None (each row's own index is left out), "
-                             f"got {value!r}")
+            raise ValueError(
+                f"self_index must be None when y is None (each row's own index is left out), got {value!r}"
+            )
         return 0, None
     if value is None:
         return None, None
@@ -71,7 +72,9 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
         if value.dtype != torch.int64:
             raise TypeError(f"self_index must be an int or an int64 tensor, got a {value.dtype} tensor")
         if value.shape != x.shape[:1]:
-            raise ValueError(f"self_index must have shape ({x.shape[0]},), one entry for each row of x, got {_shape(value)}")
+            raise ValueError(
+                f"self_index must have shape ({x.shape[0]},), one entry for each row of x, got {_shape(value)}"
+            )
         if value.device != x.device:
             raise ValueError(f"self_index must be on the device of x ({x.device}), got {value.device}")
         return None, value
@@ -88,7 +91,9 @@ def self_map(value: Tensor, references: int) -> None:
     """Check the entries of a self-index map against the number of reference rows."""
     if value.numel() and not bool(((value >= -1) & (value < references)).all()):
         bad = value[(value < -1) | (value >= references)][0].item()
-        raise ValueError(f"self_index entries must be in [-1, {references - 1}] for {references} reference rows, got {bad}")
+        raise ValueError(
+            f"self_index entries must be in [-1, {references - 1}] for {references} reference rows, got {bad}"
+        )
 
 
 def neighbours(name: str, k: Any, smallest: int, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> int:

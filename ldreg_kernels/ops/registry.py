@@ -1,0 +1,21 @@
+"""Registration of the launches as torch ops `ldreg::*`, each with an implementation and a fake (shapes only).
+
+`torch.library.custom_op` would be shorter, but its first call imports torch's compiler (seconds), and its schemas have no
+lists of strings. The ops have no autograd formula: an autograd.Function above each (ops/lid.py, ops/ldreg.py) has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("ldreg", "DEF")
+
+
+def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define `ldreg::<schema>`; `launch` runs on real tensors of any device, `fake` allocates what it would return."""
+    name = _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ldreg::{name}", fake, lib=_LIBRARY)

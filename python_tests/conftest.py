@@ -1,0 +1,109 @@
+"""Fixtures of the ops and kernels tests: one backend after another, memory poisoned, threads put back.
+
+A test that takes `backend` runs once on every backend; one that cannot run here is skipped with the reason
+the package gives. That the CPU backend is available is a test of its own (kernels/test_dispatch.py), so it
+cannot be skipped silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import ldreg_kernels as ldk
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it on CUDA
+
+# Derandomised: the same examples on every run, so that a red build can be repeated. Tests that check more set
+# their own count.
+settings.register_profile(
+    "ldreg",
+    derandomize=True,
+    deadline=None,
+    max_examples=30,
+    database=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.differing_executors,
+    ],
+)
+settings.load_profile("ldreg")
+
+_DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+_ON_GPU = [name for name, device in _DEVICE.items() if device == "cuda"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend under test: the public functions with `backend=name`, tensors moved to its device and
+    results back.
+    """
+
+    name: str
+    device: torch.device
+
+    def put(self, value):
+        return value.to(self.device) if isinstance(value, torch.Tensor) else value
+
+    def knn(self, x, y=None, *, self_index=None, **options):
+        found = ldk.knn(
+            self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options
+        )
+        return ldk.KNN(found.distances.cpu(), found.indices.cpu())
+
+    def lid(self, x, y=None, *, self_index=None, **options):
+        return ldk.lid(
+            self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options
+        ).cpu()
+
+    def loss(self, x, y=None, *, self_index=None, **options):
+        """(R, LDRegStats), as with return_stats=True."""
+        value, stats = ldk.ldreg_loss(
+            self.put(x),
+            self.put(y),
+            self_index=self.put(self_index),
+            backend=self.name,
+            return_stats=True,
+            **options,
+        )
+        tracked = {key: value.cpu() for key, value in stats.tracked.items()}
+        return value.cpu(), ldk.LDRegStats(stats.lid.cpu(), tracked, stats.degenerate.cpu())
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every torch.empty, here and below the dispatcher, comes filled with NaN or the largest integer."""
+    filled, strict = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.gpu if name in _ON_GPU else ()) for name in _DEVICE]
+)
+def backend(request: pytest.FixtureRequest, poisoned_memory: None) -> Backend:
+    """Every backend in turn; outputs are allocated poisoned, so that nothing can be left unwritten."""
+    reason = ldk.backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"backend {request.param!r} is unavailable: {reason}")
+    return Backend(request.param, torch.device(_DEVICE[request.param]))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Put torch's thread count back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

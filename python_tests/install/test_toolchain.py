@@ -1,0 +1,174 @@
+"""What the build reads from the environment and finds on the machine: csrc/toolchain.py. Nothing is built.
+
+Skipped, with the reason, where the tests run without the source tree.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def toolchain() -> ModuleType:
+    path = ROOT / "csrc" / "toolchain.py"
+    if not path.exists():
+        pytest.skip(f"no source tree: {path} does not exist")
+    spec = importlib.util.spec_from_file_location("toolchain", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fake_nvcc(folder: Path, codes: str = "sm_80 sm_90 sm_100") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho {codes} | tr ' ' '\\n'\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [(None, "auto"), ("", "auto"), ("auto", "auto"), ("AUTO", "auto"), ("0", "0"), (" 1 ", "1")],
+)
+def test_cuda_mode(toolchain: ModuleType, value: str | None, mode: str) -> None:
+    assert toolchain.cuda_mode({} if value is None else {"LDREG_BUILD_CUDA": value}) == mode
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "true"])
+def test_cuda_mode_refuses_anything_else_by_name(toolchain: ModuleType, value: str) -> None:
+    with pytest.raises(SystemExit, match=f"LDREG_BUILD_CUDA must be auto, 0 or 1, got '{value}'"):
+        toolchain.cuda_mode({"LDREG_BUILD_CUDA": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "archs"),
+    [
+        (None, ["80", "90a", "100a"]),
+        ("", ["80", "90a", "100a"]),
+        ("90a", ["90a"]),
+        ("100a;80;90;90a;80;", ["80", "90", "90a", "100a"]),  # by number, not by letter: 100 comes after 90
+    ],
+)
+def test_cuda_archs(toolchain: ModuleType, value: str | None, archs: list[str]) -> None:
+    assert toolchain.cuda_archs({} if value is None else {"LDREG_CUDA_ARCHS": value}) == archs
+
+
+@pytest.mark.parametrize("value", ["9.0a", "80,90", "sm_90", "90b", "all", ";", "080"])
+def test_cuda_archs_refuses_other_spellings_by_name(toolchain: ModuleType, value: str) -> None:
+    with pytest.raises(SystemExit, match="LDREG_CUDA_ARCHS must be"):
+        toolchain.cuda_archs({"LDREG_CUDA_ARCHS": value})
+
+
+def test_ptx_is_of_the_newest_plain_architecture(toolchain: ModuleType) -> None:
+    assert toolchain.arch_names(["80", "90a"]) == "sm_80;sm_90a;compute_90"
+    assert toolchain.gencode(["80", "90a"]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+
+
+def test_cuda_home_comes_before_path(toolchain: ModuleType, tmp_path: Path) -> None:
+    at_home, on_path = fake_nvcc(tmp_path / "cuda" / "bin"), fake_nvcc(tmp_path / "elsewhere")
+    env = {"PATH": str(on_path.parent), "CUDA_HOME": str(tmp_path / "cuda")}
+    assert toolchain.choose_cuda(env) == str(at_home)
+    del env["CUDA_HOME"]
+    assert toolchain.choose_cuda(env) == str(on_path)
+    assert toolchain.choose_cuda({**env, "LDREG_BUILD_CUDA": "0"}) is None
+
+
+def test_without_nvcc_auto_builds_without_and_1_says_where_it_looked(
+    toolchain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        toolchain.os, "access", lambda path, mode: False
+    )  # this machine may well have an nvcc
+    env = {"PATH": str(tmp_path / "a"), "CUDA_HOME": str(tmp_path / "b")}
+    assert toolchain.choose_cuda(env) is None
+    with pytest.raises(SystemExit) as caught:
+        toolchain.choose_cuda({**env, "LDREG_BUILD_CUDA": "1"})
+    for part in (
+        "LDREG_BUILD_CUDA=1",
+        str(tmp_path / "a"),
+        str(tmp_path / "b" / "bin"),
+        "/usr/local/cuda/bin",
+    ):
+        assert part in str(caught.value)
+
+
+def test_an_old_nvcc_loses_defaults_aloud_but_never_a_named_architecture(
+    toolchain: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nvcc = str(fake_nvcc(tmp_path, "sm_80 sm_90"))
+    assert toolchain.supported_archs(nvcc, {}) == ["80", "90a"]
+    assert "too old for ['100a']" in capsys.readouterr().out
+    with pytest.raises(
+        SystemExit, match=r"LDREG_CUDA_ARCHS: .* cannot compile for \['100a'\]; it knows 80, 90"
+    ):
+        toolchain.supported_archs(nvcc, {"LDREG_CUDA_ARCHS": "90a;100a"})
+
+
+def test_an_nvcc_that_does_not_run_is_reported(toolchain: ModuleType, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho no such library >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    with pytest.raises(SystemExit, match="does not run: no such library"):
+        toolchain.supported_archs(str(nvcc), {})
+
+
+def test_instruction_sets_follow_the_file_name(toolchain: ModuleType) -> None:
+    assert toolchain.isa_flags("csrc/cpu/knn_cpu.cpp") == []
+    assert "-mavx2" in toolchain.isa_flags("csrc/cpu/dot_avx2.cpp")
+    assert "-mavx512bf16" not in toolchain.isa_flags("csrc/cpu/dot_avx512.cpp")
+    assert {"-mavx512bf16", "-mavx512f"} <= set(toolchain.isa_flags("csrc/cpu/dot_avx512bf16.cpp"))
+    with pytest.raises(SystemExit, match=r"dot_avx10\.cpp: the suffix _avx10 is none of"):
+        toolchain.isa_flags("csrc/cpu/dot_avx10.cpp")
+
+
+def test_other_processors_leave_the_x86_files_out(toolchain: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "csrc" / "cpu").mkdir(parents=True)
+    for name in ("b.cpp", "a_avx2.cpp", "a.h"):
+        (tmp_path / "csrc" / "cpu" / name).touch()
+    both = ["csrc/bindings_cpu.cpp", "csrc/cpu/a_avx2.cpp", "csrc/cpu/b.cpp"]
+    assert toolchain.cpu_sources(tmp_path, x86=True) == both
+    assert toolchain.cpu_sources(tmp_path, x86=False) == [both[0], both[2]]
+
+
+def test_max_jobs(toolchain: ModuleType) -> None:
+    assert 1 <= toolchain.max_jobs({}) <= os.cpu_count()
+    assert toolchain.max_jobs({"MAX_JOBS": "3"}) == 3
+    with pytest.raises(SystemExit, match="MAX_JOBS must be a positive integer, got '0'"):
+        toolchain.max_jobs({"MAX_JOBS": "0"})
+
+
+def test_a_missing_compiler_is_named(toolchain: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler found \(tried no-such-compiler\)"):
+        toolchain.find_cxx({"CXX": "no-such-compiler"})
+
+
+def test_a_compiler_without_the_flags_is_shown_its_own_words(toolchain: ModuleType, tmp_path: Path) -> None:
+    old = tmp_path / "old-c++"
+    old.write_text("#!/bin/sh\necho unrecognised option -mavx512bf16 >&2\nexit 1\n")
+    old.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"(?s)old-c\+\+ cannot compile this.*unrecognised option"):
+        toolchain.find_cxx({"CXX": str(old)})
+
+
+def test_a_bad_setting_stops_setup_py_with_one_line(toolchain: ModuleType) -> None:
+    pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    command = [sys.executable, str(ROOT / "setup.py"), "--version"]
+    env = {**os.environ, "LDREG_BUILD_CUDA": "maybe"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "LDREG_BUILD_CUDA must be auto, 0 or 1" in result.stderr
+    assert "Traceback" not in result.stderr
