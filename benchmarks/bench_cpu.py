@@ -1,12 +1,12 @@
 """CPU benchmark of the LDReg op: ratios against the published form and a plain matrix product, measured in one run.
 
-    python benchmarks/bench_cpu.py                 # every case, two threads, table + benchmarks/results/cpu.json
+    python benchmarks/bench_cpu.py                 # every case, two threads, table and benchmarks/results/cpu.json
     python benchmarks/bench_cpu.py --case train    # one case
     python benchmarks/bench_cpu.py --memory        # peak extra memory only
 
-A time is taken only after the answer was checked against float64 (`gate`). Contenders alternate within every repetition
-and only the ratios of one repetition are compared, because the speed of a shared machine drifts; the medians of both are
-reported. It does not compare with other libraries (faiss, KeOps) and it does not use a GPU.
+A time is taken only after the answer was checked against float64 (`gate`). Contenders alternate within every
+repetition and only the ratios of one repetition are compared, because the speed of a shared machine drifts; the medians
+of both are reported. It does not compare with other libraries (faiss, KeOps) and it does not use a GPU.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        return peak_memory(arguments.peak)
+        peak_memory(arguments.peak)
+        return
 
     result: dict[str, object] = provenance()
     print(", ".join(f"{key} {value}" for key, value in result.items()))

@@ -4,10 +4,10 @@
     from ldreg_kernels.compat import lid_mom_est, lid_mle   # after
 
 Conventions kept to the letter: features are flattened to 2-D; the smallest distance of every row is dropped as "self",
-whatever it is; k is clamped to `data.shape[0] - 2`, which counts the query rows; `mle` has k in the numerator and 1e-4 inside
-the logarithm. Gradients reach `data`; `reference` must be constant, as the published training code has it.
-Kept in spirit only: with `get_idx` the indices are the k + 1 nearest [B, k + 1], not a full B x N argsort; and rows whose
-published value is an Inf, a +-1e7 or a negative number (k equal distances) are NaN, with gradient 0.
+whatever it is; k is clamped to `data.shape[0] - 2`, which counts the query rows; `mle` has k in the numerator and 1e-4
+inside the logarithm. Gradients reach `data`; `reference` must be constant, as the published training code has it.
+Kept in spirit only: with `get_idx` the indices are the k + 1 nearest [B, k + 1], not a full B x N argsort; and rows
+whose published value is an Inf, a +-1e7 or a negative number (k equal distances) are NaN, with gradient 0.
 For new code use `ldreg_kernels.lid`, which leaves self out by index.
 """
 
@@ -88,7 +88,8 @@ def _published(
     k = min(validate.integer("k", k), x.shape[0] - 2)
     if not 2 <= k <= y.shape[0] - 1:
         raise ValueError(
-            f"k must be in [2, {y.shape[0] - 1}] for {y.shape[0]} reference rows after the clamp to rows of data - 2, got {k}"
+            f"k must be in [2, {y.shape[0] - 1}] for {y.shape[0]} reference rows, after the published clamp "
+            f"to rows of data - 2, got {k}"
         )
     lid = lid_function(x, y.detach(), k, estimator, None, None, True, "auto", "exact")
     return (knn(x, y, k=k + 1).indices, lid) if get_idx else lid

@@ -53,8 +53,8 @@ class KnnResult(NamedTuple):
 class LidResult(NamedTuple):
     """Per-row LID, and the gradient of its logarithm.
 
-    `degenerate` marks rows of finite distances whose ln LID does not exist (d_k = 0, all distances equal, LID = 0); their
-    `grad` is 0. Rows touched by NaN or Inf are not degenerate: their LID and grad are NaN.
+    `degenerate` marks rows of finite distances whose ln LID does not exist (d_k = 0, all distances equal, LID = 0);
+    their `grad` is 0. Rows touched by NaN or Inf are not degenerate: their LID and grad are NaN.
     """
 
     lid: Tensor  # [B]

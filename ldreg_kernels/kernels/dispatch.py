@@ -7,7 +7,7 @@ nothing falls back silently. Modules are imported on first use, so importing the
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -23,7 +23,7 @@ NAMES = ("auto", *_BACKENDS)
 _NOT_WRITTEN = "not part of this version"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f".{_BACKENDS[name][0]}", __package__)
 

@@ -85,4 +85,7 @@ class LDRegLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that differ between runs."""
-        return f"k={self.k}, form={self.form!r}, weight={self.weight}, estimator={self.estimator!r}, backend={self.backend!r}"
+        return (
+            f"k={self.k}, form={self.form!r}, weight={self.weight}, estimator={self.estimator!r}, "
+            f"backend={self.backend!r}"
+        )

@@ -1,11 +1,13 @@
 """NT-Xent, the contrastive loss of SimCLR, in plain torch.
 
-With z the 2N projector outputs of N images (view 1 stacked on view 2), s_ij = cos(z_i, z_j) and p(i) the other view of
-image i, the loss is the mean over all 2N rows of a cross-entropy over the 2N - 1 candidates that are not the row itself:
+With z the 2N projector outputs of N images (view 1 stacked on view 2), s_ij = cos(z_i, z_j) and p(i) the
+other view of image i, the loss is the mean over all 2N rows of a cross-entropy over the 2N - 1 candidates
+that are not the row itself:
 
     l_i = -s_{i,p(i)} / t + ln sum_{j != i} exp(s_ij / t),      L = (1 / 2N) sum_i l_i
 
-What this file does not do: gather rows of other processes (the distributed room does), or tile the 2N x 2N logits.
+What this file does not do: gather rows of other processes (the distributed room does), or tile the 2N x 2N
+    logits.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from torch.nn import functional as F
 def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Normalised temperature-scaled cross-entropy between two views of the same images.
 
-    L = (1/2N) sum_i [ -s_{i,p(i)}/t + ln sum_{j != i} exp(s_ij/t) ]  (Chen et al. 2020, "A Simple Framework for
-    Contrastive Learning of Visual Representations", equation 1 and Algorithm 1). This is the *mean over 2N rows*, as the
-    paper and LDReg's experiments use it. Google's released code adds the means of the two views, which is twice this;
-    the factor matters wherever the loss is balanced against a regulariser.
+    L = (1/2N) sum_i [ -s_{i,p(i)}/t + ln sum_{j != i} exp(s_ij/t) ]  (Chen et al. 2020, "A Simple Framework
+    for Contrastive Learning of Visual Representations", equation 1 and Algorithm 1). This is the *mean over
+    2N rows*, as the paper and LDReg's experiments use it. Google's released code adds the means of the two
+    views, which is twice this; the factor matters wherever the loss is balanced against a regulariser.
 
     Args:
         z1: projector outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
@@ -35,12 +37,13 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
 
     Raises:
         TypeError: an input is not a floating point tensor, or the two dtypes differ.
-        ValueError: shapes differ or are not [N, D], N < 2 (no negatives exist), or `temperature` is not positive.
+        ValueError: shapes differ or are not [N, D], N < 2 (no negatives exist), or `temperature` is not
+            positive.
     """
     _check(z1, z2, temperature)
     rows = z1.shape[0]
-    # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32, and autocast
-    # must not take the matmul back down.
+    # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
+    # and autocast must not take the matmul back down.
     dtype = torch.promote_types(z1.dtype, torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
         z = F.normalize(torch.cat([z1, z2]).to(dtype), dim=1)  # [2N, D]
@@ -79,6 +82,7 @@ class NTXentLoss(nn.Module):
         return nt_xent_loss(z1, z2, temperature=self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature, for `repr`."""
         return f"temperature={self.temperature}"
 
 

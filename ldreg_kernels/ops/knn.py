@@ -32,7 +32,7 @@ def make_problem(
     precision: str,
     drop_smallest: bool = False,
 ) -> Problem:
-    """The `Problem` that an op's flat arguments describe; checks the one thing that needs the data: the map's entries."""
+    """The `Problem` that an op's flat arguments describe; checks what needs the data, the map's entries."""
     references = x if y is None else y
     if self_map is not None:
         validate.self_map(self_map, references.shape[0])
@@ -57,7 +57,8 @@ def _knn_fake(
 
 
 register(
-    "knn(Tensor x, Tensor? y, int k, Tensor? self_map, int? self_offset, str backend, str precision) -> (Tensor, Tensor)",
+    "knn(Tensor x, Tensor? y, int k, Tensor? self_map, int? self_offset, str backend, str precision) "
+    "-> (Tensor, Tensor)",
     _knn,
     _knn_fake,
 )

@@ -112,8 +112,8 @@ def lid(
     """Local intrinsic dimensionality of every row of x among the rows of y.
 
     With the default estimator, LID_i = m_i / (d_ik - m_i), where d_ik is the distance to the k-th neighbour and m_i the
-    mean of the k - 1 nearer ones (Huang et al., "LDReg", ICLR 2024, Algorithm 1). Gradients reach x only; y is constant,
-    also where y is None and the references are x itself.
+    mean of the k - 1 nearer ones (Huang et al., "LDReg", ICLR 2024, Algorithm 1). Gradients reach x only; y is
+    constant, also where y is None and the references are x itself.
 
     Args:
         x: queries [B, D]; float32, float64, bfloat16 or float16, any strides.
@@ -126,8 +126,8 @@ def lid(
 
     Returns:
         LID [B], dimensionless, float32 (float64 for float64 inputs). NaN where the k distances are 0 or all equal
-        (LID above 1e6 is not distinguishable from that), and for rows or neighbours with NaN or Inf; 0 where d_k > 0 but
-        the mean of the nearer distances (or the Hill ratio) is 0. The former kinds have gradient 0.
+        (LID above 1e6 is not distinguishable from that), and for rows or neighbours with NaN or Inf; 0 where d_k > 0
+        but the mean of the nearer distances (or the Hill ratio) is 0. All but the NaN or Inf rows have gradient 0.
 
     Raises:
         ValueError, TypeError: a bad argument, by name.

@@ -1,8 +1,8 @@
 """The backward pass shared by `lid` and `ldreg_loss`: scale the rows of the gradient that the launch left behind.
 
-dL/dx_i = s_i * g_i with g_i = d ln LID_i / d x_i. The launch has no second derivative, so differentiating the result again
-is refused; `once_differentiable` alone would not do, because it stays silent when the incoming gradient is a constant and
-returns a second derivative of zero.
+dL/dx_i = s_i * g_i with g_i = d ln LID_i / d x_i. The launch has no second derivative, so differentiating the result
+again is refused; `once_differentiable` alone would not do, because it stays silent when the incoming gradient is a
+constant and returns a second derivative of zero.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ class _NotTwice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "ldreg_kernels: lid and ldreg_loss cannot be differentiated twice; the fused launch emits first derivatives "
-            "only. For second derivatives differentiate ldreg_kernels.kernels.reference in float64."
+            "ldreg_kernels: lid and ldreg_loss cannot be differentiated twice; the fused launch emits first "
+            "derivatives only. For second derivatives differentiate ldreg_kernels.kernels.reference in float64."
         )

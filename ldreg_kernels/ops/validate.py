@@ -1,7 +1,7 @@
 """Every check of every argument, before any launch: an error names the argument, what was expected and what came.
 
-Nothing is clamped and nothing is converted silently, except that a y that requires grad is treated as the constant it is
-documented to be.
+Nothing is clamped and nothing is converted silently, except that a y that requires grad is treated as the constant it
+is documented to be.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
     offset = integer("self_index", value)
     if offset < 0 or offset + x.shape[0] > y.shape[0]:
         raise ValueError(
-            f"self_index must be an offset in [0, {y.shape[0] - x.shape[0]}] so that row i of x is row self_index + i of "
-            f"y ({x.shape[0]} rows in x, {y.shape[0]} in y), got {offset}"
+            f"self_index must be an offset in [0, {y.shape[0] - x.shape[0]}] so that row i of x is row "
+            f"self_index + i of y ({x.shape[0]} rows in x, {y.shape[0]} in y), got {offset}"
         )
     return offset, None
 
