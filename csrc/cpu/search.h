@@ -2,16 +2,13 @@
 //
 // A block of queries meets all references: chunk of references -> distance tile -> candidates (candidates.h). Where the
 // references are the queries, each pair of blocks meets once and serves both (tournament.h). Then every candidate list is
-// evaluated exactly: the k with the lowest bounds first, then those that may still be nearer (the multi-step search of
-// Seidl & Kriegel, 1998, in two steps instead of one per candidate). Rows whose candidates did not fit are searched
+// evaluated exactly (evaluate.h). Rows whose candidates did not fit are searched
 // again with float operands, and if that is not enough by evaluating every pair. Each finished row goes to a sink, which
 // makes distances or LIDs of it while the rows it needs are still in the cache.
 // Memory is O(B + N) for norms, O(block) per thread, and at most kSymmetricBytes where blocks meet once.
 #pragma once
 
-#include "candidates.h"
-#include "exact.h"
-#include "select.h"
+#include "evaluate.h"
 #include "tournament.h"
 
 namespace ldreg {
@@ -123,15 +120,6 @@ class Search {
     }
   }
 
-  // What a thread needs to evaluate finished candidate lists.
-  template <class Scratch>
-  struct Finisher {
-    Buffer<float> lower;
-    Buffer<int> index;
-    Buffer<Neighbour> list;
-    Scratch scratch;
-  };
-
   template <class First, class Scratch, class Sink>
   void run_with(Sink& sink) {
     Buffer<int> ids(x_.rows());
@@ -199,9 +187,7 @@ class Search {
       panels.multiply_rows(0, lanes_used, chunk.get(), padded, products.get());
       candidates.offer_to_lanes(products.get(), lanes_used, n, padded, 0, first, bounds);
     }
-    Finisher<Scratch> finisher;
-    for (int i = 0; i < count && !control_.stopped(); ++i)
-      failed[i] = finish(candidates, i, ids[i], bounds, finisher, sink);
+    finish<Scratch>(candidates, 0, ids, count, bounds, failed, sink);
   }
 
   // Memory of the symmetric pass: everything packed once, all lists at once.
@@ -245,9 +231,8 @@ class Search {
 
     Buffer<uint8_t> failed(rows);
     auto finish_panel = [&](int64_t p) {
-      Finisher<Scratch> finisher;
-      for (int64_t i = p * kPanel; i < std::min(rows, (p + 1) * kPanel) && !control_.stopped(); ++i)
-        failed[i] = finish(candidates, i, i, prepared.x, finisher, sink);
+      const int64_t from = p * kPanel, to = std::min(rows, from + kPanel);
+      finish<Scratch>(candidates, from, ids + from, int(to - from), prepared.x, failed.get() + from, sink);
     };
     parallel(panel_count, finish_panel);
     return keep_failed(ids, failed.get(), rows);
@@ -257,68 +242,28 @@ class Search {
     if (x_.finite(i)) candidates.open(list, x.norm[i], x.residual[i], problem_.self.of(i));
   }
 
-  // Evaluate one candidate list exactly and hand the row over; returns whether it overflowed instead.
+  // Evaluate the lists first..first+count, of the rows ids[0..count), and hand the rows over; `failed` tells which
+  // overflowed instead.
   template <class Scratch, class Sink>
-  bool finish(Candidates& candidates, int64_t list, int64_t i, const Bounds& bounds, Finisher<Scratch>& f, Sink& sink) {
-    if (x_.finite(i) && candidates.overflowed(list)) return true;
-    f.lower.reserve(candidates.room()), f.index.reserve(candidates.room());
-    f.list.reserve(std::max<int64_t>(candidates.room(), wanted_));
-    int n = 0;
-    if (x_.finite(i)) {
-      n = candidates.finish(list, bounds, f.lower.get(), f.index.get());
-      n = evaluate(i, f.lower, f.index.get(), n, f.list.get());
+  void finish(Candidates& candidates, int64_t first, const int* ids, int count, const Bounds& y, uint8_t* failed,
+              Sink& sink) {
+    Evaluator<T> evaluate(x_, references(), problem_.columns, wanted_, double(scale_), problem_.exact);
+    Evaluation group[kGroup];
+    Scratch scratch;
+    for (int from = 0; from < count && !control_.stopped(); from += kGroup) {
+      int size = 0;
+      for (int i = from; i < std::min(count, from + kGroup); ++i) {
+        failed[i] = x_.finite(ids[i]) && candidates.overflowed(first + i);
+        if (failed[i]) continue;
+        Evaluation& e = group[size++];
+        e.query = ids[i];
+        e.lower.reserve(candidates.room()), e.index.reserve(candidates.room());
+        e.list.reserve(std::max(candidates.room(), wanted_));
+        e.count = x_.finite(ids[i]) ? candidates.finish(first + i, y, e.lower.get(), e.index.get()) : 0;
+      }
+      evaluate(group, size);
+      for (int g = 0; g < size; ++g) complete(group[g].query, group[g].list.get(), group[g].count, scratch, sink);
     }
-    complete(i, f.list.get(), n, f.scratch, sink);
-    return false;
-  }
-
-  // The wanted_ nearest of the candidates, exactly (all of them if there are fewer). Uses up bounds and index.
-  int evaluate(int64_t i, Buffer<float>& bounds, int* index, int candidates, Neighbour* list) {
-    if (candidates <= wanted_ || !problem_.exact)
-      return nearest(list, evaluate_range(i, index, 0, candidates, list), bounds);
-    // First as many as are wanted, by lower bound; their largest distance bounds the k-th one. Of the rest only those
-    // that may be nearer: a lower bound carries a few roundings, hence the margin.
-    float* lower = bounds.get();
-    const int first = split(lower, index, 0, candidates, at_least(lower, candidates, wanted_));
-    int n = evaluate_range(i, index, 0, first, list);
-    double reach = 0;
-    for (int c = 0; c < n; ++c) reach = std::max(reach, list[c].d2);
-    const double bound = std::sqrt(reach) * double(scale_) * (1 + 1e-6);
-    const int second = split(lower, index, first, candidates, static_cast<float>(std::min(bound, double(kNever))));
-    n += evaluate_range(i, index, first, second, list + n);
-    return nearest(list, n, bounds);
-  }
-
-  int nearest(Neighbour* list, int n, Buffer<float>& keys) const {
-    if (n <= wanted_) return n;
-    split_smallest(list, n, wanted_, keys);
-    return wanted_;
-  }
-
-  int evaluate_range(int64_t i, const int* index, int from, int to, Neighbour* list) const {
-    const Features<T>& y = references();
-    const T *rows[4], *next[4];
-    double d2[4];
-    for (int r = 0; r < 4 && from < to; ++r) next[r] = y.row(index[std::min(from + r, to - 1)]);
-    for (int c = from; c < to; c += 4) {
-      for (int r = 0; r < 4; ++r) rows[r] = next[r], next[r] = y.row(index[std::min(c + 4 + r, to - 1)]);
-      squared_distances(x_.row(i), rows, next, problem_.columns, d2);
-      for (int r = 0; r < 4 && c + r < to; ++r) *list++ = Neighbour{d2[r], index[c + r]};
-    }
-    return to - from;
-  }
-
-  // Entries from..to with lower <= bound go to the front; returns where they end.
-  static int split(float* lower, int* index, int from, int to, float bound) {
-    int end = from;
-    for (int c = from; c < to; ++c) {
-      const float l = lower[c];
-      const int j = index[c];
-      lower[c] = lower[end], index[c] = index[end];
-      lower[end] = l, index[end] = j;
-      end += l <= bound;
-    }
-    return end;
   }
 
   // Rows that no low-precision search could settle: every pair, four references at a time.

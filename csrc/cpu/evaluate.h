@@ -1,0 +1,128 @@
+// From candidates to neighbours: exact distances for no more candidates than needed, a group of queries at a time.
+//
+// First as many candidates as neighbours are wanted, by lower bound; the largest of their distances bounds the k-th one.
+// Then, of the rest, only those whose lower bound does not exceed it (the multi-step search of Seidl & Kriegel, 1998, in
+// two steps instead of one per candidate). When a group's lists are long enough to want most references several times,
+// it walks through the references together, a cache-sized chunk after the other.
+#pragma once
+
+#include "candidates.h"
+#include "exact.h"
+#include "select.h"
+
+namespace ldreg {
+inline namespace LDREG_ISA {
+
+constexpr int kGroup = 16;                        // queries evaluated together
+constexpr int64_t kSharedBytes = 384 << 10;       // references that stay in L2 while the group uses them
+
+// One query on its way from candidates to neighbours.
+struct Evaluation {
+  int64_t query;
+  int count;               // candidates, then neighbours
+  int from, to;            // the candidates being evaluated
+  Buffer<float> lower;     // [count] lower bounds in the tile's unit
+  Buffer<int> index;       // [count]
+  Buffer<Neighbour> list;  // [to] exact
+};
+
+template <class T>
+class Evaluator {
+ public:
+  // `unit` is the tile's unit over the features' own; bounds are trusted only if `exact`.
+  Evaluator(const Features<T>& x, const Features<T>& y, int64_t columns, int wanted, double unit, bool exact)
+      : x_(x), y_(y), columns_(columns), wanted_(wanted), unit_(unit), exact_(exact) {}
+
+  // Afterwards each list holds the `wanted` nearest candidates (all, if there are fewer) and `count` says how many.
+  void operator()(Evaluation* group, int size) {
+    for (Evaluation* e = group; e < group + size; ++e) {
+      e->from = 0, e->to = e->count;
+      if (exact_ && e->count > wanted_)
+        e->to = split(*e, at_least(e->lower.get(), e->count, wanted_));
+    }
+    distances(group, size);
+    for (Evaluation* e = group; e < group + size; ++e) {
+      e->from = e->to;
+      if (e->to == e->count) continue;
+      double reach = 0;
+      for (int c = 0; c < e->to; ++c) reach = std::max(reach, e->list[c].d2);
+      // A lower bound carries a few roundings of float: hence the margin.
+      e->to = split(*e, static_cast<float>(std::min(std::sqrt(reach) * unit_ * (1 + 1e-6), double(kNever))));
+    }
+    distances(group, size);
+    for (Evaluation* e = group; e < group + size; ++e) {
+      e->count = std::min(e->to, wanted_);
+      if (e->to > wanted_) split_smallest(e->list.get(), e->to, wanted_, e->lower);
+    }
+  }
+
+ private:
+  // Candidates from e.from on with lower <= bound go to the front; returns where they end.
+  static int split(Evaluation& e, float bound) {
+    float* lower = e.lower.get();
+    int* index = e.index.get();
+    int end = e.from;
+    for (int c = e.from; c < e.count; ++c) {
+      const float l = lower[c];
+      const int j = index[c];
+      lower[c] = lower[end], index[c] = index[end];
+      lower[end] = l, index[end] = j;
+      end += l <= bound;
+    }
+    return end;
+  }
+
+  // list[from..to) of every query in the group.
+  void distances(Evaluation* group, int size) {
+    int64_t total = 0;
+    for (int g = 0; g < size; ++g) total += group[g].to - group[g].from;
+    if (total < 2 * y_.rows()) {
+      for (int g = 0; g < size; ++g) range(group[g], group[g].from, group[g].to);
+      return;
+    }
+    const int64_t rows = std::max<int64_t>(16, kSharedBytes / int64_t(columns_ * sizeof(T)));
+    const int chunks = int((y_.rows() + rows - 1) / rows);
+    int* ends = ends_.reserve(int64_t(size) * chunks);
+    for (int g = 0; g < size; ++g) by_chunk(group[g], rows, chunks, ends + g * chunks);
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      for (int g = 0; g < size; ++g)
+        range(group[g], chunk == 0 ? group[g].from : ends[g * chunks + chunk - 1], ends[g * chunks + chunk]);
+  }
+
+  // Sort index[from..to) by the chunk of `rows` references it falls in, keeping the order within (a counting sort).
+  void by_chunk(Evaluation& e, int64_t rows, int chunks, int* ends) {
+    int* sorted = sorted_.reserve(e.to);
+    int* chunk = chunk_.reserve(e.to);
+    std::fill_n(ends, chunks, 0);
+    const float inverse = 1.0f / static_cast<float>(rows);
+    for (int c = e.from; c < e.to; ++c) {
+      chunk[c] = std::min(int(static_cast<float>(e.index[c]) * inverse), chunks - 1);
+      ++ends[chunk[c]];
+    }
+    for (int k = 0, at = e.from; k < chunks; ++k) at += ends[k], ends[k] = at - ends[k];  // where each begins
+    for (int c = e.from; c < e.to; ++c) sorted[ends[chunk[c]]++] = e.index[c];            // and now where it ends
+    std::copy(sorted + e.from, sorted + e.to, e.index.get() + e.from);
+  }
+
+  void range(Evaluation& e, int from, int to) {
+    const int* index = e.index.get();
+    const T *rows[4], *next[4];
+    double d2[4];
+    for (int r = 0; r < 4 && from < to; ++r) next[r] = y_.row(index[std::min(from + r, to - 1)]);
+    for (int c = from; c < to; c += 4) {
+      for (int r = 0; r < 4; ++r) rows[r] = next[r], next[r] = y_.row(index[std::min(c + 4 + r, to - 1)]);
+      squared_distances(x_.row(e.query), rows, next, columns_, d2);
+      for (int r = 0; r < 4 && c + r < to; ++r) e.list[c + r] = Neighbour{d2[r], index[c + r]};
+    }
+  }
+
+  const Features<T>&x_, &y_;
+  int64_t columns_;
+  int wanted_;
+  double unit_;
+  bool exact_;
+  Buffer<int> ends_, sorted_, chunk_;
+};
+
+}  // namespace LDREG_ISA
+}  // namespace ldreg
