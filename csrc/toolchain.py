@@ -137,7 +137,7 @@ def find_cxx(env):
     trial = [*found, *flags, "-x", "c++", "-fsyntax-only", "-"]
     result = subprocess.run(trial, input="#include <vector>\n", capture_output=True, text=True)
     if result.returncode:
-        raise BuildError(f"{found[0]} cannot compile this (GCC 10 or Clang 9 is needed):\n{result.stderr}")
+        raise BuildError(f"{found[0]} cannot compile this (GCC 12 or Clang 14 is needed):\n{result.stderr}")
     return found
 
 

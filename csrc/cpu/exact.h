@@ -52,10 +52,11 @@ inline void squared_distances(const T* x, const T* const* y, const T* const* nex
       even[r] += d * d;
     }
   }
-  for (int r = 0; r < 4; ++r) {
-    d2[r] = sum(even[r]) + sum(odd[r]);
+  f64x8 wide[4];
+  for (int r = 0; r < 4; ++r) wide[r] = widen(even[r]) + widen(odd[r]);
+  sum_each(wide, d2);
+  for (int r = 0; r < 4; ++r)
     if (lanes<T> == 16 && !(d2[r] >= 1e-30 && d2[r] <= 1e36)) d2[r] = squared_distance_wide(x, y[r], columns);
-  }
 }
 
 // grad[0..columns) = factor^2 * sum_j weight[j] (x - y_j), for the n rows y_j = row(j). Two multiplications by `factor`,

@@ -69,16 +69,31 @@ inline typename Compute<T>::Vec load_tail(const T* p, int64_t n) {
   return load(buffer);
 }
 
-inline double sum(const f64x8& v) {
-  double a[8];
-  std::memcpy(a, &v, sizeof a);
-  return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
-}
-// In double: adding up sixteen floats in float would cost more accuracy than all that went before.
-inline double sum(const f32x16& v) {
+// All lanes in eight doubles: adding up sixteen floats in float would cost more accuracy than all that went before.
+inline f64x8 widen(const f64x8& v) { return v; }
+inline f64x8 widen(const f32x16& v) {
   f32x8 halves[2];
   std::memcpy(halves, &v, sizeof v);
-  return sum(__builtin_convertvector(halves[0], f64x8) + __builtin_convertvector(halves[1], f64x8));
+  return __builtin_convertvector(halves[0], f64x8) + __builtin_convertvector(halves[1], f64x8);
+}
+
+// out[r] = the sum of v[r]'s lanes: four sums share three levels of additions.
+inline void sum_each(const f64x8 (&v)[4], double* out) {
+  f64x8 pair[2];  // [v0 v1 v0 v1 v0 v1 v0 v1]: each entry two lanes of its vector
+  for (int p = 0; p < 2; ++p)
+    pair[p] = __builtin_shufflevector(v[2 * p], v[2 * p + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+              __builtin_shufflevector(v[2 * p], v[2 * p + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  const f64x8 quad = __builtin_shufflevector(pair[0], pair[1], 0, 1, 8, 9, 4, 5, 12, 13) +
+                     __builtin_shufflevector(pair[0], pair[1], 2, 3, 10, 11, 6, 7, 14, 15);
+  for (int r = 0; r < 4; ++r) out[r] = quad[r] + quad[r + 4];
+}
+
+template <class V>
+inline double sum(const V& v) {
+  const f64x8 wide[4] = {widen(v), {}, {}, {}};
+  double out[4];
+  sum_each(wide, out);
+  return out[0];
 }
 
 // base[index[i]] for sixteen indices.

@@ -6,8 +6,7 @@ that are not the row itself:
 
     l_i = -s_{i,p(i)} / t + ln sum_{j != i} exp(s_ij / t),      L = (1 / 2N) sum_i l_i
 
-What this file does not do: gather rows of other processes (the distributed room does), or tile the 2N x 2N
-    logits.
+What this file does not do: gather rows of other processes (the distributed room does), or tile the 2N x 2N logits.
 """
 
 from __future__ import annotations

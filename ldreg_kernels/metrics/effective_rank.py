@@ -1,9 +1,9 @@
 """Effective rank: how many directions a set of features really uses.
 
-    erank = exp( -sum_i p_i ln p_i ),   p_i = v_i / sum_j v_j,   0 ln 0 = 0        (Roy & Vetterli 2007, definition 1)
+    erank = exp( -sum_i p_i ln p_i ),   p_i = v_i / sum_j v_j,   0 ln 0 = 0      (Roy & Vetterli 2007)
 
-It is 1 when one direction carries everything and min(N, D) when all carry the same. Papers differ in what v is, and the
-numbers differ a lot, so the variant is always named; comparing across variants means nothing.
+It is 1 when one direction carries everything and min(N, D) when all carry the same. Papers differ in what v
+is, and the numbers differ a lot, so the variant is always named; comparing across variants means nothing.
 
 What this file does not do: RankMe's epsilon inside the logarithm (the variant "sv" is RankMe without it).
 """
@@ -24,12 +24,13 @@ Variant = Literal["cov", "corr", "gram", "sv"]
 def effective_rank(features: Tensor, *, variant: Variant = "cov") -> float:
     """Exponential of the entropy of the normalised spectrum of the features.
 
-    erank = exp(-sum_i p_i ln p_i), p = v / sum v  (Roy & Vetterli 2007, "The effective rank: a measure of effective
-    dimensionality", definition 1), computed in float64 with 0 ln 0 = 0. The spectrum v is, by `variant`:
+    erank = exp(-sum_i p_i ln p_i), p = v / sum v  (Roy & Vetterli 2007, "The effective rank: a measure of
+    effective dimensionality", definition 1), computed in float64 with 0 ln 0 = 0. The spectrum v is, by
+    `variant`:
 
     - `cov`: eigenvalues of the centred covariance (default);
-    - `corr`: eigenvalues of the correlation matrix, i.e. every feature scaled to unit variance first; features of zero
-      variance have no correlation and are left out;
+    - `corr`: eigenvalues of the correlation matrix, i.e. every feature scaled to unit variance first;
+      features of zero variance have no correlation and are left out;
     - `gram`: eigenvalues of the uncentred second moment;
     - `sv`: singular values of the uncentred matrix, not squared (RankMe without its epsilon).
 
@@ -38,7 +39,8 @@ def effective_rank(features: Tensor, *, variant: Variant = "cov") -> float:
         variant: which spectrum, see above.
 
     Returns:
-        A number of directions in [1, min(N, D)], or 0.0 when the spectrum is all zeros (every row equal, for `cov`).
+        A number of directions in [1, min(N, D)], or 0.0 when the spectrum is all zeros (every row equal, for
+        `cov`).
 
     Raises:
         TypeError: `features` is not a floating point tensor.
@@ -61,7 +63,8 @@ def _unit_variance(features: Tensor) -> Tensor:
     """Scale every column to unit variance and drop the constant ones: [N, D] -> [N, D'] float64."""
     z = features.double()
     std = z.std(0, correction=0)  # [D]
-    # A constant column has a standard deviation of rounding size, not 0. Dividing by it would count noise as a full feature.
+    # A constant column has a standard deviation of rounding size, not 0. Dividing by it would count noise as
+    # a full feature.
     alive = std > 1e-12 * z.abs().amax(0)  # [D]
     return (z[:, alive] - z[:, alive].mean(0)) / std[alive]
 

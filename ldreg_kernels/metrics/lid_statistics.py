@@ -2,9 +2,10 @@
 
     arithmetic mean, variance, and geometric mean exp( (1/n) sum_i ln LID_i )
 
-The geometric mean is the one the LDReg paper reports: its logarithm is what the regulariser moves, because distances between
-LIDs are distances between logarithms there. Rows whose LID is not a positive finite number (k identical copies, say) are left
-out and counted: replacing them by 0 would drive the geometric mean to 0 whatever the other rows do.
+The geometric mean is the one the LDReg paper reports: its logarithm is what the regulariser moves, because
+distances between LIDs are distances between logarithms there. Rows whose LID is not a positive finite number
+(k identical copies, say) are left out and counted: replacing them by 0 would drive the geometric mean to 0
+whatever the other rows do.
 
 What this file does not do: estimate LIDs (`ldreg_kernels.lid`).
 """
@@ -42,8 +43,8 @@ class LIDStatistics:
 def summarise_lid(lids: Tensor) -> LIDStatistics:
     """Arithmetic mean, variance and geometric mean of LIDs, unusable rows dropped and counted.
 
-    geometric mean = exp((1/n) sum_i ln LID_i)  (Huang et al. 2024, "LDReg", section 4: the Fréchet mean under the Fisher-Rao
-    distance |ln LID_a - ln LID_b|).
+    geometric mean = exp((1/n) sum_i ln LID_i)  (Huang et al. 2024, "LDReg", section 4: the Fréchet mean under
+    the Fisher-Rao distance |ln LID_a - ln LID_b|).
 
     Args:
         lids: [B] floating, no unit, as `ldreg_kernels.lid` returns them.
@@ -73,8 +74,9 @@ def summarise_lid(lids: Tensor) -> LIDStatistics:
 def lid_statistics(features: Tensor, *, k: int, estimator: str = "mom", backend: str = "auto") -> LIDStatistics:
     """Estimate the LID of every row among all the others and summarise.
 
-    LID_i by `ldreg_kernels.lid(features, k=k, estimator=estimator)`, the default being the method of moments m/(d_k - m)
-    (Huang et al. 2024, Algorithm 1); then `summarise_lid`. The value depends on N and k: compare equals.
+    LID_i by `ldreg_kernels.lid(features, k=k, estimator=estimator)`, the default being the method of moments
+    m/(d_k - m) (Huang et al. 2024, Algorithm 1); then `summarise_lid`. The value depends on N and k: compare
+    equals.
 
     Args:
         features: [N, D], any floating dtype.

@@ -1,9 +1,9 @@
 """Singular values of a feature matrix and the eigenvalues of its covariance.
 
-With Z [N, D] and its centred form Zc = Z - mean, the covariance C = Zc^T Zc / N has eigenvalues s_k^2 / N, where s_k are the
-singular values of Zc. They are taken from the SVD of Zc, not from C: forming C squares the condition number, and the small
-end of the spectrum, which is what a collapse plot is read for, would be rounding noise above 1e-8 of the largest value
-instead of above 1e-16.
+With Z [N, D] and its centred form Zc = Z - mean, the covariance C = Zc^T Zc / N has eigenvalues s_k^2 / N,
+where s_k are the singular values of Zc. They are taken from the SVD of Zc, not from C: forming C squares the
+condition number, and the small end of the spectrum, which is what a collapse plot is read for, would be
+rounding noise: singular values below 1e-8 of the largest are lost that way, here below 1e-16.
 
 What this file does not do: plots, and sums over the spectrum (effective_rank.py).
 """
@@ -40,14 +40,15 @@ def singular_values(features: Tensor, *, center: bool = False) -> Tensor:
 def covariance_spectrum(features: Tensor) -> Tensor:
     """Eigenvalues of the covariance of the features, in float64, largest first.
 
-    lambda_k = s_k^2 / N, the singular values of C = (1/N) sum_i (z_i - z)(z_i - z)^T (Jing et al. 2022, "Understanding
-    Dimensional Collapse in Contrastive Self-supervised Learning", section 3).
+    lambda_k = s_k^2 / N, the singular values of C = (1/N) sum_i (z_i - z)(z_i - z)^T (Jing et al. 2022,
+    "Understanding Dimensional Collapse in Contrastive Self-supervised Learning", section 3).
 
     Args:
         features: Z, [N, D], any floating dtype.
 
     Returns:
-        [min(N, D)] float64, descending, in squared feature units. With N <= D the last one is 0 up to rounding.
+        [min(N, D)] float64, descending, in squared feature units. With N <= D the last one is 0 up to
+        rounding.
 
     Raises:
         TypeError, ValueError: as `singular_values`.

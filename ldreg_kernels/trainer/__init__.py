@@ -1,14 +1,24 @@
 """Room 6: a reference trainer that proves the regulariser in real training runs.
 
-config -> data, augmentation, backbones, heads, methods, regulariser -> engine -> evaluation, checkpoint, run_folder, plots;
-verify and demo are built on the engine. Everything here needs the extra `ldreg_kernels[train]`.
+config -> data, augmentation, backbones, heads, methods, regulariser -> engine -> evaluation, checkpoint,
+run_folder, plots; verify and demo are built on the engine. Everything here needs the extra
+`ldreg_kernels[train]`.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-_LIBRARIES = ("accelerate", "kornia", "matplotlib", "pydantic", "safetensors", "sklearn", "tensorboard", "transformers")
+_LIBRARIES = (
+    "accelerate",
+    "kornia",
+    "matplotlib",
+    "pydantic",
+    "safetensors",
+    "sklearn",
+    "tensorboard",
+    "transformers",
+)
 
 
 def _require_train_extra() -> None:

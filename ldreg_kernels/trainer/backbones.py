@@ -1,7 +1,9 @@
-"""Encoders: images in, one feature row per image out. The networks are transformers' own, without downloaded weights.
+"""Encoders: images in, one feature row per image out. The networks are transformers' own, without downloaded
+weights.
 
-ResNet-18 gets the small-image stem that SimCLR uses for CIFAR (Chen et al. 2020, appendix B.9): a 3 x 3 convolution with
-stride 1 and no max-pooling. The ImageNet stem would leave one pixel of an 8 x 8 image before the first block.
+ResNet-18 gets the small-image stem that SimCLR uses for CIFAR (Chen et al. 2020, appendix B.9): a 3 x 3
+convolution with stride 1 and no max-pooling. The ImageNet stem would leave one pixel of an 8 x 8 image before
+the first block.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class ResNetEncoder(nn.Module):
             layer_type="basic",
         )
         self.network = ResNetModel(config)
-        # The model's own initialisation must run on the new layer, or the stem would have torch's default and not He's.
+        # The model's own initialisation must run on the new layer, or the stem would have torch's default and
+        # not He's.
         stem = ResNetConvLayer(channels, width, kernel_size=3, stride=1, activation=config.hidden_act)
         stem.apply(self.network._init_weights)
         self.network.embedder.embedder = stem

@@ -1,7 +1,8 @@
-"""Images for the trainer: scikit-learn's handwritten digits, which ship inside the library, so nothing is downloaded.
+"""Images for the trainer: scikit-learn's handwritten digits, which ship inside the library, so nothing is
+downloaded.
 
-1797 grey images of 8 x 8 pixels in ten classes (UCI ML hand-written digits, test part). The split is stratified and depends
-on the seed alone. Labels are used by the evaluation only, never by the training loss.
+1797 grey images of 8 x 8 pixels in ten classes (UCI ML hand-written digits, test part). The split is
+stratified and depends on the seed alone. Labels are used by the evaluation only, never by the training loss.
 """
 
 from __future__ import annotations
@@ -57,14 +58,16 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
 def training_loader(data: ImageData, batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of training images in an order that is shuffled anew every epoch.
 
-    The last, smaller batch is dropped: k neighbours, NT-Xent and batch normalisation all depend on the number of rows.
+    The last, smaller batch is dropped: k neighbours, NT-Xent and batch normalisation all depend on the number
+        of rows.
 
     Args:
         data: the images.
         batch_size: images per batch.
 
     Returns:
-        A loader of ([batch_size, C, H, W],) tuples. Its order comes from the seedable sampler that accelerate puts in.
+        A loader of ([batch_size, C, H, W],) tuples. Its order comes from the seedable sampler that accelerate
+        puts in.
 
     Raises:
         ConfigError: there are fewer training images than one batch.

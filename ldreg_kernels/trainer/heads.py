@@ -8,9 +8,9 @@ from torch import nn
 def simclr_projector(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
     """SimCLR's two-layer head: [N, input_dim] -> [N, output_dim].
 
-    Linear without bias, BN, ReLU, Linear without bias, BN without bias (Chen et al. 2020, appendix B.9, as in their released
-    model and LDReg's): a bias in front of a batch normalisation has no effect, and after the last one the loss's cosine
-    would let it pull all rows together.
+    Linear without bias, BN, ReLU, Linear without bias, BN without bias (Chen et al. 2020, appendix B.9, as in
+    their released model and LDReg's): a bias in front of a batch normalisation has no effect, and after the
+    last one the loss's cosine would let it pull all rows together.
 
     Args:
         input_dim: width of the encoder's features.

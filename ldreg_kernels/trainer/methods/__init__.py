@@ -1,4 +1,4 @@
-"""Self-supervised methods: modules whose forward takes two views and returns the loss and the online features."""
+"""Self-supervised methods: modules whose forward takes two views and returns the loss and the features."""
 
 from .simclr import MethodOutput, SimCLR, build_method
 

@@ -2,7 +2,8 @@
 
     f = encoder(view),  z = projector(f),  loss = NT-Xent(z1, z2)
 
-The regulariser acts on f, never on z; it is not part of the method, so the method hands f out and the engine adds the term.
+The regulariser acts on f, never on z; it is not part of the method, so the method hands f out and the engine
+adds the term.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class MethodOutput(NamedTuple):
     """What a method's forward returns."""
 
     loss: Tensor  # [] the self-supervised loss
-    features: Tensor  # [2N, D] encoder outputs of the online network, view 1 stacked on view 2, attached to the graph
+    features: Tensor  # [2N, D] online encoder outputs, view 1 stacked on view 2, attached to the graph
 
 
 class SimCLR(nn.Module):

@@ -1,0 +1,100 @@
+"""Checkpoints: accelerate's state for resuming, and the bare encoder as safetensors for everyone else.
+
+A checkpoint holds weights, optimiser, scheduler, gradient scaler, random generators and how far the run has
+come, all at the end of an epoch. It is written beside the old one and then swapped in, so that an
+interruption leaves a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .backbones import build_encoder
+from .config import TrainConfig, make_config
+
+
+@dataclass
+class Progress:
+    """How far a run has come; accelerate saves it with the rest."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished optimiser steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What accelerate saves."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What accelerate restores."""
+        self.epoch, self.step = state["epoch"], state["step"]
+
+
+def save(accelerator: Accelerator, folder: Path) -> None:
+    """Write the state of everything `accelerator` prepared or was told of, replacing the previous checkpoint.
+
+    Args:
+        accelerator: holds the state.
+        folder: the checkpoint's folder.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    accelerator.save_state(str(fresh))
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(accelerator: Accelerator, folder: Path) -> None:
+    """Load a checkpoint into the objects that `accelerator` prepared or was told of.
+
+    Args:
+        accelerator: prepared exactly as when the checkpoint was written.
+        folder: the checkpoint's folder.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint in {folder}: nothing to resume from")
+    accelerator.load_state(str(folder))
+
+
+def export_encoder(path: Path, encoder: nn.Module, config: TrainConfig) -> None:
+    """Write the encoder's weights alone, with the configuration in the file's metadata.
+
+    Args:
+        path: a `.safetensors` file.
+        encoder: the trained encoder; its head and the optimiser are left out.
+        config: the run's configuration.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    channels = next(t.shape[1] for t in tensors.values() if t.ndim == 4)  # the first convolution's input
+    save_file(tensors, str(path), metadata={"config": config.model_dump_json(), "channels": str(channels)})
+
+
+def load_encoder(path: Path) -> nn.Module:
+    """Rebuild an encoder from `export_encoder`'s file.
+
+    Args:
+        path: a `.safetensors` file.
+
+    Returns:
+        The encoder in evaluation mode, on the CPU.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+    config = make_config(json.loads(metadata["config"]))
+    encoder = build_encoder(config.encoder, int(metadata["channels"]))
+    encoder.load_state_dict(load_file(str(path)))
+    return encoder.eval()

@@ -1,0 +1,186 @@
+"""The folder of one run: what was asked, what happened, and what came out.
+
+    config.json            the whole configuration, defaults included
+    environment.json       versions, threads, device: what one needs to read a timing or a last digit
+    metrics.jsonl          one JSON object per line: {"kind": "step", ...} and {"kind": "geometry", ...}
+    summary.json           final numbers and the covariance spectrum
+    checkpoint/            accelerate's state after the last finished epoch
+    encoder.safetensors    the trained encoder
+    plots/*.png            drawn from metrics.jsonl
+    tensorboard/           the same curves for TensorBoard
+
+What this file does not do: decide what is logged, or draw.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import TrainConfig, load_config
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used as asked: it is in use, or it holds no run."""
+
+
+class RunFolder:
+    """Paths of a run and the writing of its records.
+
+    Args:
+        path: the folder; made by `create`, read by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint"
+        self.encoder = path / "encoder.safetensors"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.plots = path / "plots"
+        self._board: Any = None
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, *, overwrite: bool = False) -> RunFolder:
+        """Make a new run folder and write the configuration into it.
+
+        Args:
+            path: where.
+            config: the run's configuration.
+            overwrite: remove a run that is already there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunFolderError: the folder holds a run and `overwrite` is off, or it holds something that is not a
+                run.
+        """
+        if path.exists() and any(path.iterdir()):
+            if not (path / "config.json").exists():
+                raise RunFolderError(f"{path} is not empty and is not a run folder: choose another")
+            if not overwrite:
+                raise RunFolderError(f"{path} holds a run: resume it, overwrite it, or choose another folder")
+            shutil.rmtree(path)
+        folder = cls(path)
+        folder.plots.mkdir(parents=True)
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        write_json(path / "environment.json", environment())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, TrainConfig]:
+        """Open an existing run folder.
+
+        Args:
+            path: where.
+
+        Returns:
+            The folder and the configuration it was made with.
+
+        Raises:
+            RunFolderError: there is no run.
+        """
+        if not (path / "config.json").exists():
+            raise RunFolderError(f"{path} holds no run (no config.json)")
+        return cls(path), load_config(path / "config.json")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record to metrics.jsonl and its numbers to the TensorBoard curves.
+
+        Args:
+            record: "kind", "step", "epoch" and numbers.
+        """
+        # JSON has no NaN: a LID that does not exist (every row collapsed onto one point, say) is written as
+        # null.
+        plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+        for name, value in plain.items():
+            if name not in {"kind", "step", "epoch"} and value is not None:
+                self._tensorboard().add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def rewind(self, step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Drop the records that came after a checkpoint, which a resumed run will write again.
+
+        Args:
+            step: optimiser steps finished at the checkpoint.
+
+        Returns:
+            The step records and the geometry records that stay.
+        """
+        records = read_records(self.metrics)
+        # A step record carries its own index, a geometry record the number of steps before it.
+        kept = [r for r in records if r["step"] + (r["kind"] == "step") <= step]
+        self.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        return [r for r in kept if r["kind"] == "step"], [r for r in kept if r["kind"] == "geometry"]
+
+    def finish(self, numbers: dict[str, float], spectrum: list[float]) -> None:
+        """Write summary.json and close the TensorBoard file.
+
+        Args:
+            numbers: final evaluation.
+            spectrum: covariance eigenvalues.
+        """
+        write_json(self.summary, {**numbers, "covariance_spectrum": spectrum})
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # a second of imports, paid only by runs that are recorded
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        return self._board
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl file.
+
+    Args:
+        path: the file; a missing one has no records.
+
+    Returns:
+        One dict per line.
+    """
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON.
+
+    Args:
+        path: the file; folders are made.
+        value: anything JSON can hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its configuration.
+
+    Returns:
+        Versions, processor, threads and the accelerator's name.
+    """
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": accelerator,
+    }
