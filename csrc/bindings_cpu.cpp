@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/large_pages.h"
 #include "cpu/ldreg_cpu.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
@@ -124,6 +125,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("knn", &knn, py::arg("problem"), py::arg("distances"), py::arg("indices"));
   m.def("lid", &lid, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
         py::arg("degenerate"), py::arg("tracked"), py::arg("grad"));
+  m.def("prefer_large_pages", [](uintptr_t block, size_t bytes) { ldreg::prefer_large_pages(pointer<void>(block), bytes); });
   m.def("loss", &loss, py::arg("lid"), py::arg("degenerate"), py::arg("rows"), py::arg("is_double"), py::arg("form"),
         py::arg("target"), py::arg("reduction"), py::arg("value"), py::arg("coeff"));
 }

@@ -13,8 +13,8 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-constexpr int kGroup = 16;                        // queries evaluated together
-constexpr int64_t kSharedBytes = 384 << 10;       // references that stay in L2 while the group uses them
+constexpr int kGroup = 48;                       // queries evaluated together
+constexpr int64_t kSharedBytes = 384 << 10;      // references that stay in L2 while the group uses them
 
 // One query on its way from candidates to neighbours.
 struct Evaluation {
@@ -106,12 +106,11 @@ class Evaluator {
 
   void range(Evaluation& e, int from, int to) {
     const int* index = e.index.get();
-    const T *rows[4], *next[4];
+    const T* rows[4];
     double d2[4];
-    for (int r = 0; r < 4 && from < to; ++r) next[r] = y_.row(index[std::min(from + r, to - 1)]);
     for (int c = from; c < to; c += 4) {
-      for (int r = 0; r < 4; ++r) rows[r] = next[r], next[r] = y_.row(index[std::min(c + 4 + r, to - 1)]);
-      squared_distances(x_.row(e.query), rows, next, columns_, d2);
+      for (int r = 0; r < 4; ++r) rows[r] = y_.row(index[std::min(c + r, to - 1)]);
+      squared_distances(x_.row(e.query), rows, columns_, d2);
       for (int r = 0; r < 4 && c + r < to; ++r) e.list[c + r] = Neighbour{d2[r], index[c + r]};
     }
   }

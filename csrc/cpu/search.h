@@ -282,7 +282,7 @@ class Search {
         for (int r = 0; r < 4; ++r) rows[r] = y.row(std::min(first + r, y.rows() - 1));
         for (int64_t q = 0; q < queries; ++q) {
           const int64_t i = ids[from + q], self = problem_.self.of(i);
-          squared_distances(x_.row(i), rows, rows, problem_.columns, d2);
+          squared_distances(x_.row(i), rows, problem_.columns, d2);
           for (int64_t j = first; j < std::min(first + 4, y.rows()); ++j)
             if (j != self && y.finite(j))
               keep_smallest(lists.get() + q * wanted_, &n[q], wanted_, Neighbour{d2[j - first], int(j)});

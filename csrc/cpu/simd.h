@@ -10,12 +10,10 @@
 #include <new>
 
 #include "../lid_math.h"
+#include "large_pages.h"
 
 #if LDREG_X86
 #include <immintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 namespace ldreg {
@@ -132,19 +130,6 @@ inline unsigned mask_less_equal(const f32x16& a, const f32x16& b) {
   unsigned mask = 0;
   for (int i = 0; i < 16; ++i) mask |= unsigned(m[i] & 1) << i;
   return mask;
-#endif
-}
-
-// Ask for 2 MB pages behind a large block: it is about to be written from end to end, and taking it 4 KB at a time costs
-// more than writing it. A hint; nothing depends on it.
-inline void prefer_large_pages(void* block, size_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 4096;
-  const uintptr_t from = (reinterpret_cast<uintptr_t>(block) + page - 1) / page * page;
-  const uintptr_t to = (reinterpret_cast<uintptr_t>(block) + bytes) / page * page;
-  if (bytes >= (4u << 20)) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#else
-  (void)block, (void)bytes;
 #endif
 }
 

@@ -128,3 +128,11 @@ def ldreg(
         coeff.data_ptr(),
     )
     return LdregResult(value, coeff, *rows)
+
+
+def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contract `scale_rows`; the output is asked for in large pages: taking it by 4 KB costs more than filling it."""
+    out = torch.empty_like(grad)
+    _extension().prefer_large_pages(out.data_ptr(), out.nbytes)
+    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
+        return torch.mul(grad, scale[:, None], out=out).to(dtype)

@@ -104,6 +104,7 @@ class _LDReg(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         value, coeff, lid, degenerate, tracked, grad = torch.ops.ldreg.ldreg(x, *arguments)
         ctx.save_for_backward(coeff, grad)
+        ctx.backend = arguments[-2]
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
         ctx.mark_non_differentiable(lid, degenerate, tracked)
         return value, lid, degenerate, tracked
@@ -111,7 +112,7 @@ class _LDReg(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         coeff, grad = ctx.saved_tensors
-        return (scale_rows(coeff * grad_value, grad, ctx.x), *([None] * 13))
+        return (scale_rows(coeff * grad_value, grad, ctx.x, ctx.backend), *([None] * 13))
 
 
 def ldreg_loss(

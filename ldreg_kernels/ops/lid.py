@@ -71,6 +71,7 @@ class _Lid(torch.autograd.Function):
         k, estimator, own, offset, drop_smallest, backend, precision = arguments
         lid, grad = torch.ops.ldreg.lid(x, y, k, estimator, own, offset, drop_smallest, need_grad, backend, precision)
         ctx.save_for_backward(lid, grad)
+        ctx.backend = backend
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
         return lid
 
@@ -79,7 +80,7 @@ class _Lid(torch.autograd.Function):
         lid, grad = ctx.saved_tensors
         # A degenerate row has LID NaN and unit gradient 0: its gradient is 0, not NaN.
         scale = torch.where(lid.isnan(), torch.ones_like(lid), lid) * grad_lid
-        return (scale_rows(scale, grad, ctx.x), *([None] * 9))
+        return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 9))
 
 
 def lid_function(

@@ -12,10 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import dispatch
+from .registry import register
 
-def scale_rows(scale: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+
+def _scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return dispatch.resolve(backend, grad.device).scale_rows(scale, grad, dtype)
+
+
+def _scale_rows_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return grad.new_empty(grad.shape, dtype=dtype)
+
+
+register(
+    "scale_rows(Tensor scale, Tensor grad, ScalarType dtype, str backend) -> Tensor", _scale_rows, _scale_rows_fake
+)
+
+
+def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
     """scale [B] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises."""
-    result = (scale[:, None] * grad).to(x.dtype)
+    result: Tensor = torch.ops.ldreg.scale_rows(scale, grad, x.dtype, backend)
     if torch.is_grad_enabled():  # backward(create_graph=True)
         result = _NotTwice.apply(result, x)
     return result

@@ -59,7 +59,7 @@ def training_loader(data: ImageData, batch_size: int) -> DataLoader[tuple[Tensor
     """Batches of training images in an order that is shuffled anew every epoch.
 
     The last, smaller batch is dropped: k neighbours, NT-Xent and batch normalisation all depend on the number
-        of rows.
+    of rows.
 
     Args:
         data: the images.

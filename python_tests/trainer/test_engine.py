@@ -60,8 +60,9 @@ def test_the_loss_is_ssl_plus_beta_times_r(tiny: TrainConfig) -> None:
         assert numbers["lid"] == pytest.approx(math.exp(-again), rel=1e-5)  # R = -mean ln LID
 
 
-def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tiny: TrainConfig) -> None:
-    config = tiny.derive({"regulariser.name": "ldreg-naive", "epochs": 1})
+@pytest.mark.parametrize("name", ["ldreg", "ldreg-naive"])
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tiny: TrainConfig, name: str) -> None:
+    config = tiny.derive({"regulariser.name": name, "epochs": 1})
     one, two, other = train(config), train(config), train(config.derive({"seed": 1}))
     assert one.steps == two.steps
     assert one.final == two.final
