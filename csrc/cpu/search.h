@@ -250,9 +250,12 @@ class Search {
     Evaluator<T> evaluate(x_, references(), problem_.columns, wanted_, double(scale_), problem_.exact);
     Evaluation group[kGroup];
     Scratch scratch;
-    for (int from = 0; from < count && !control_.stopped(); from += kGroup) {
+    // Together only if the group will want most references more than once; else one by one, so that the sink finds the
+    // neighbours' rows still in L2.
+    const int together = int64_t(wanted_) * kGroup >= 2 * references().rows() ? kGroup : 1;
+    for (int from = 0; from < count && !control_.stopped(); from += together) {
       int size = 0;
-      for (int i = from; i < std::min(count, from + kGroup); ++i) {
+      for (int i = from; i < std::min(count, from + together); ++i) {
         failed[i] = x_.finite(ids[i]) && candidates.overflowed(first + i);
         if (failed[i]) continue;
         Evaluation& e = group[size++];
