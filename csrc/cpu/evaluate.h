@@ -106,11 +106,11 @@ class Evaluator {
 
   void range(Evaluation& e, int from, int to) {
     const int* index = e.index.get();
-    const T* rows[4];
+    const T *own = x_.row(e.query), *rows[4];
     double d2[4];
     for (int c = from; c < to; c += 4) {
       for (int r = 0; r < 4; ++r) rows[r] = y_.row(index[std::min(c + r, to - 1)]);
-      squared_distances(x_.row(e.query), rows, columns_, d2);
+      squared_distances<1>(&own, rows, columns_, d2);
       for (int r = 0; r < 4 && c + r < to; ++r) e.list[c + r] = Neighbour{d2[r], index[c + r]};
     }
   }

@@ -27,34 +27,45 @@ inline double squared_distance_wide(const T* x, const T* y, int64_t columns) {
   return total;
 }
 
-// d2[0..4) from x to y[0..4): four rows at a time share the loads of x. (Fetching the next four meanwhile was slower: the
-// rows are long enough for the hardware's prefetcher, and the loads compete.)
-template <class T>
-inline void squared_distances(const T* x, const T* const* y, int64_t columns, double* d2) {
+// d2[q * 4 + r] from x[q] to y[r]: Q queries share the loads of four references and these the loads of the queries, so
+// that arithmetic and not the cache is the limit from Q = 4 on. (Fetching the next four rows meanwhile was slower: rows are
+// long enough for the hardware's prefetcher, and the loads compete.)
+template <int Q, class T>
+inline void squared_distances(const T* const* x, const T* const* y, int64_t columns, double* d2) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>;
-  Vec even[4] = {}, odd[4] = {};
+  Vec sum[Q][4] = {};
   int64_t c = 0;
-  for (; c + 2 * w <= columns; c += 2 * w) {
-    const Vec xe = load(x + c), xo = load(x + c + w);
+  for (; c + w <= columns; c += w) {
+    Vec own[Q];
+    for (int q = 0; q < Q; ++q) own[q] = load(x[q] + c);
+#pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      const Vec de = xe - load(y[r] + c), d_o = xo - load(y[r] + c + w);
-      even[r] += de * de, odd[r] += d_o * d_o;
+      const Vec other = load(y[r] + c);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        const Vec d = own[q] - other;
+        sum[q][r] += d * d;
+      }
     }
   }
-  for (; c < columns; c += w) {
-    const int64_t n = std::min<int64_t>(w, columns - c);
-    const Vec xe = load_tail(x + c, n);
+  if (c < columns) {
     for (int r = 0; r < 4; ++r) {
-      const Vec d = xe - load_tail(y[r] + c, n);
-      even[r] += d * d;
+      const Vec other = load_tail(y[r] + c, columns - c);
+      for (int q = 0; q < Q; ++q) {
+        const Vec d = load_tail(x[q] + c, columns - c) - other;
+        sum[q][r] += d * d;
+      }
     }
   }
-  f64x8 wide[4];
-  for (int r = 0; r < 4; ++r) wide[r] = widen(even[r]) + widen(odd[r]);
-  sum_each(wide, d2);
-  for (int r = 0; r < 4; ++r)
-    if (lanes<T> == 16 && !(d2[r] >= 1e-30 && d2[r] <= 1e36)) d2[r] = squared_distance_wide(x, y[r], columns);
+  for (int q = 0; q < Q; ++q) {
+    f64x8 wide[4];
+    for (int r = 0; r < 4; ++r) wide[r] = widen(sum[q][r]);
+    sum_each(wide, d2 + 4 * q);
+    for (int r = 0; r < 4; ++r)
+      if (lanes<T> == 16 && !(d2[4 * q + r] >= 1e-30 && d2[4 * q + r] <= 1e36))
+        d2[4 * q + r] = squared_distance_wide(x[q], y[r], columns);
+  }
 }
 
 // grad[0..columns) = factor^2 * sum_j weight[j] (x - y_j), for the n rows y_j = row(j). Two multiplications by `factor`,

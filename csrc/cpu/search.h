@@ -19,6 +19,14 @@ constexpr int kBlockPanels = 4;            // where blocks of one batch meet: B/
 constexpr int kPairPanels = 2;             // and so many of the one as references at a time
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kSymmetricBytes = 60 << 20;
+constexpr int kDirectRows = 4;      // queries that share a pass over the references, themselves in L1
+constexpr int kDirectChunk = 2048;  // references between two selections; a multiple of 4
+constexpr int kDirectShare = 5;    // from one reference in five wanted, computing all exactly is the cheaper way
+#if defined(__AVX512F__)
+constexpr int kDirectQueries = 4;  // 16 sums and 8 operands in 32 registers
+#else
+constexpr int kDirectQueries = 1;
+#endif
 
 template <class T>
 class Search {
@@ -47,6 +55,7 @@ class Search {
 
  private:
   const Features<T>& references() const { return problem_.same ? x_ : y_; }
+  int64_t y_rows() const { return references().rows(); }
 
   // Scale to entries near 1; centre on the mean of a sample of rows unless the features are exact as they are (low-bit
   // or integer values) and hardly off-centre. Any choice is correct, because its rounding is measured.
@@ -124,6 +133,11 @@ class Search {
   void run_with(Sink& sink) {
     Buffer<int> ids(x_.rows());
     for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
+    if (int64_t(wanted_) * kDirectShare >= y_rows()) {
+      if (problem_.same && x_.rows() * (x_.rows() + 8) * int64_t(sizeof(double)) <= kSymmetricBytes)
+        return direct_symmetric<Scratch>(ids.get(), sink);
+      return direct<Scratch>(ids.get(), x_.rows(), sink);
+    }
     int64_t left = problem_.same && symmetric_fits<First>() ? pass_symmetric<First, Scratch>(ids.get(), sink)
                                                             : pass<First, Scratch>(ids.get(), x_.rows(), sink);
     if (left > 0 && !std::is_same<First, FloatOperand>::value) left = pass<FloatOperand, Scratch>(ids.get(), left, sink);
@@ -269,32 +283,93 @@ class Search {
     }
   }
 
-  // Rows that no low-precision search could settle: every pair, four references at a time.
+  // Every pair exactly: for rows that no low-precision search could settle, and where most pairs are wanted anyway.
   template <class Scratch, class Sink>
   void direct(const int* ids, int64_t count, Sink& sink) {
-    const Features<T>& y = references();
-    constexpr int group = 8;  // queries that share a pass over the references
     auto body = [&](int64_t b) {
-      const int64_t from = b * group, queries = std::min<int64_t>(group, count - from);
-      Buffer<Neighbour> lists(group * wanted_);
-      int n[group] = {};
-      for (int64_t first = 0; first < y.rows(); first += 4) {
-        if (first % 1024 == 0 && control_.stopped()) return;
-        const T* rows[4];
-        double d2[4];
-        for (int r = 0; r < 4; ++r) rows[r] = y.row(std::min(first + r, y.rows() - 1));
-        for (int64_t q = 0; q < queries; ++q) {
-          const int64_t i = ids[from + q], self = problem_.self.of(i);
-          squared_distances(x_.row(i), rows, problem_.columns, d2);
-          for (int64_t j = first; j < std::min(first + 4, y.rows()); ++j)
-            if (j != self && y.finite(j))
-              keep_smallest(lists.get() + q * wanted_, &n[q], wanted_, Neighbour{d2[j - first], int(j)});
-        }
-      }
+      const int64_t from = b * kDirectRows, queries = std::min<int64_t>(kDirectRows, count - from);
+      Buffer<double> d2(kDirectRows * kDirectChunk);
+      Buffer<Neighbour> lists(queries * (wanted_ + kDirectChunk));
+      Buffer<float> keys;
       Scratch scratch;
-      for (int64_t q = 0; q < queries; ++q) complete(ids[from + q], lists.get() + q * wanted_, n[q], scratch, sink);
+      int n[kDirectRows] = {};
+      for (int64_t first = 0; first < y_rows(); first += kDirectChunk) {
+        if (control_.stopped()) return;
+        const int size = int(std::min<int64_t>(kDirectChunk, y_rows() - first));
+        for (int r = 0; r < size; r += 4)
+          direct_tile(ids + from, int(queries), first + r, [&](int64_t q, int64_t k, double d) {
+            d2[q * kDirectChunk + r + k] = d;
+          });
+        for (int64_t q = 0; q < queries; ++q)
+          admit(ids[from + q], d2.get() + q * kDirectChunk, first, size, lists.get() + q * (wanted_ + kDirectChunk),
+                &n[q], keys);
+      }
+      for (int64_t q = 0; q < queries; ++q)
+        complete(ids[from + q], lists.get() + q * (wanted_ + kDirectChunk), n[q], scratch, sink);
     };
-    parallel((count + group - 1) / group, body);
+    parallel((count + kDirectRows - 1) / kDirectRows, body);
+  }
+
+  // The same for all rows of a small batch among themselves: each pair once, in a matrix of kSymmetricBytes at most.
+  template <class Scratch, class Sink>
+  void direct_symmetric(const int* ids, Sink& sink) {
+    const int64_t rows = x_.rows();
+    const int64_t stride = rows + 8;  // not a power of two, whose columns would share a cache set
+    Buffer<double> d2(rows * stride);
+    auto compute = [&](int64_t b) {
+      const int64_t from = b * kDirectRows;
+      const int queries = int(std::min<int64_t>(kDirectRows, rows - from));
+      for (int64_t first = from; first < rows && !control_.stopped(); first += 4)
+        direct_tile(ids + from, queries, first, [&](int64_t q, int64_t k, double d) {
+          if (first + k < rows) d2[(from + q) * stride + first + k] = d2[(first + k) * stride + from + q] = d;
+        });
+    };
+    auto select = [&](int64_t b) {
+      Buffer<Neighbour> list(wanted_ + rows);
+      Buffer<float> keys;
+      Scratch scratch;
+      for (int64_t i = b * kDirectRows; i < std::min(rows, (b + 1) * kDirectRows) && !control_.stopped(); ++i) {
+        int n = 0;
+        admit(i, d2.get() + i * stride, 0, int(rows), list.get(), &n, keys);
+        complete(i, list.get(), n, scratch, sink);
+      }
+    };
+    const int64_t blocks = (rows + kDirectRows - 1) / kDirectRows;
+    parallel(blocks, compute);
+    if (!control_.stopped()) parallel(blocks, select);
+  }
+
+  // write(q, k, d2) for the rows ids[0..queries) and the references first..first+4 (the last one repeated at the end).
+  template <class Write>
+  void direct_tile(const int* ids, int queries, int64_t first, Write&& write) {
+    const T *others[4], *own[kDirectQueries];
+    double tile[kDirectQueries * 4];
+    for (int k = 0; k < 4; ++k) others[k] = references().row(std::min(first + k, y_rows() - 1));
+    for (int q = 0; q < queries; q += kDirectQueries) {
+      for (int k = 0; k < kDirectQueries; ++k) own[k] = x_.row(ids[std::min(q + k, queries - 1)]);
+      squared_distances<kDirectQueries>(own, others, problem_.columns, tile);
+      for (int k = 0; k < 4 * std::min(kDirectQueries, queries - q); ++k) write(q + k / 4, k % 4, tile[k]);
+    }
+  }
+
+  // Merge references first..first+size, at squared distances d2, into the list of the wanted_ nearest to row i.
+  void admit(int64_t i, const double* d2, int64_t first, int size, Neighbour* list, int* n, Buffer<float>& keys) const {
+    if (!x_.finite(i)) return;
+    const Features<T>& y = references();
+    const int64_t self = problem_.self.of(i);
+    // No more than the wanted nearest of these can be neighbours (one more, because self may be among them).
+    float* key = keys.reserve(size);
+    for (int r = 0; r < size; ++r) key[r] = static_cast<float>(d2[r]);
+    const float near = size > wanted_ + 1 ? at_least(key, size, wanted_ + 1) : std::numeric_limits<float>::infinity();
+    // References come in the order of their indices: at equal distance a later one is not nearer.
+    const double bound = *n < wanted_ ? std::numeric_limits<double>::infinity() : list[wanted_ - 1].d2;
+    int end = *n;
+    for (int r = 0; r < size; ++r) {
+      list[end] = Neighbour{d2[r], int(first) + r};
+      end += (key[r] <= near) & (d2[r] < bound) & (first + r != self) & y.finite(first + r);
+    }
+    *n = std::min(end, wanted_);
+    if (end >= wanted_) split_smallest(list, end, wanted_, keys);
   }
 
   // Too few finite references: fill up with the others at distance +inf, lowest index first. Then hand over.
