@@ -50,8 +50,8 @@ struct LidTerms {
   Real shift;       // e d_k for mle
 };
 
-// sum_{j<n} ln(d_j / scale + shift), eight factors to a logarithm: with ratios above 1e-38 no product underflows in
-// double, and a product of ratios is as accurate as a sum of their logarithms.
+// sum_{j<n} ln(d_j / scale + shift), eight factors to a logarithm: a product of ratios is as accurate as a sum of their
+// logarithms, unless it underflows.
 template <class Real>
 LDREG_HD Real sum_log_ratios(const Real* d, int n, Real scale, Real shift) {
   Real sum = 0;
@@ -59,7 +59,8 @@ LDREG_HD Real sum_log_ratios(const Real* d, int n, Real scale, Real shift) {
   for (; j + 8 <= n; j += 8) {
     Real product = 1;
     for (int t = 0; t < 8; ++t) product *= d[j + t] / scale + shift;
-    sum += std::log(product);
+    if (product > Real(1e-290)) sum += std::log(product);
+    else for (int t = 0; t < 8; ++t) sum += std::log(d[j + t] / scale + shift);
   }
   for (; j < n; ++j) sum += std::log(d[j] / scale + shift);
   return sum;

@@ -48,9 +48,7 @@ def tight_clusters(n: int, D: int, seed: int = 2) -> Tensor:
 def vit_cls(n: int, D: int, seed: int = 3) -> Tensor:
     """An offset of a few times the spread in every coordinate, as a ViT's CLS token has: rho about 48."""
     g = seeded(seed)
-    return (
-        features(n, D, seed=seed).double() + 4.2 * torch.randn(D, generator=g, dtype=torch.float64)
-    ).float()
+    return (features(n, D, seed=seed).double() + 4.2 * torch.randn(D, generator=g, dtype=torch.float64)).float()
 
 
 ILL_CONDITIONED = {
@@ -87,9 +85,7 @@ def noise_on_offset(n: int, D: int, seed: int = 6) -> Tensor:
 def heavy_tails(n: int, D: int, seed: int = 7) -> Tensor:
     """Row norms over eight decades (ratio of normals), so that no single scale fits the batch."""
     g = seeded(seed)
-    scale = torch.randn(n, 1, generator=g, dtype=torch.float64) / torch.randn(
-        n, 1, generator=g, dtype=torch.float64
-    )
+    scale = torch.randn(n, 1, generator=g, dtype=torch.float64) / torch.randn(n, 1, generator=g, dtype=torch.float64)
     return (torch.randn(n, D, generator=g, dtype=torch.float64) * scale**2).float()
 
 

@@ -52,15 +52,11 @@ class Backend:
         return value.to(self.device) if isinstance(value, torch.Tensor) else value
 
     def knn(self, x, y=None, *, self_index=None, **options):
-        found = ldk.knn(
-            self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options
-        )
+        found = ldk.knn(self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options)
         return ldk.KNN(found.distances.cpu(), found.indices.cpu())
 
     def lid(self, x, y=None, *, self_index=None, **options):
-        return ldk.lid(
-            self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options
-        ).cpu()
+        return ldk.lid(self.put(x), self.put(y), self_index=self.put(self_index), backend=self.name, **options).cpu()
 
     def loss(self, x, y=None, *, self_index=None, **options):
         """(R, LDRegStats), as with return_stats=True."""
@@ -90,9 +86,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(strict)
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.gpu if name in _ON_GPU else ()) for name in _DEVICE]
-)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu if name in _ON_GPU else ()) for name in _DEVICE])
 def backend(request: pytest.FixtureRequest, poisoned_memory: None) -> Backend:
     """Every backend in turn; outputs are allocated poisoned, so that nothing can be left unwritten."""
     reason = ldk.backends()[request.param]

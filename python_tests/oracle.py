@@ -101,9 +101,7 @@ def assert_relative(actual: Tensor, truth: Tensor, tolerance: float, smallest: f
     error = (actual.double() - truth).abs() - smallest
     bad = error > tolerance * truth.abs()
     worst = (error / truth.abs()).nan_to_num(0.0).max().item() if truth.numel() else 0.0
-    assert not bad.any(), (
-        f"{what}: relative error {worst:.2e} > {tolerance:.2e} at {bad.nonzero()[0].tolist()}"
-    )
+    assert not bad.any(), f"{what}: relative error {worst:.2e} > {tolerance:.2e} at {bad.nonzero()[0].tolist()}"
 
 
 def check_lid(found: Tensor, truth: Tensor, name: str, dtype: torch.dtype) -> None:
@@ -155,9 +153,7 @@ def check_gradient(found: Tensor, truth: Tensor, tolerance: float, dtype: torch.
     found, truth = found[~overflows], truth[~overflows]
     slack = tolerances.GRADIENT_SMALLEST.get(dtype, 0.0) * truth.numel() ** 0.5
     error, size = (found - truth).norm().item(), truth.norm().item()
-    assert error <= tolerance * size + slack, (
-        f"gradient off by {error / max(size, 1e-300):.2e} > {tolerance:.2e}"
-    )
+    assert error <= tolerance * size + slack, f"gradient off by {error / max(size, 1e-300):.2e} > {tolerance:.2e}"
 
 
 def lid_gradient_given(

@@ -32,7 +32,7 @@ class Candidates {
   // list (`room_for`).
   void start(int64_t rows, int k, int room, float gamma, bool exact) {
     rows_ = (rows + kPanel - 1) / kPanel * kPanel;
-    gamma_ = gamma, exact_ = exact, room_ = room;
+    gamma_ = gamma, room_ = room;
     wanted_ = exact ? k : k + kFastExtra;
     key_.reserve(rows_ * room_), index_.reserve(rows_ * room_);
     for (Buffer<float>* b : {&norm_, &residual_, &reach_, &limit_}) b->reserve(rows_);
@@ -173,7 +173,6 @@ class Candidates {
 
   int64_t rows_ = 0;
   int wanted_ = 0, room_ = 0;
-  bool exact_ = true;
   float gamma_ = 0;
   Buffer<float> norm_, residual_, reach_, limit_, key_;
   Buffer<int> index_, count_, trigger_, self_;

@@ -15,16 +15,22 @@ inline namespace LDREG_ISA {
 template <class T>
 inline double squared_distance_wide(const T* x, const T* y, int64_t columns) {
   constexpr int w = lanes<T>;
-  double total = 0;
+  f64x8 sum = {};
   for (int64_t c = 0; c < columns; c += w) {
-    const int64_t n = std::min<int64_t>(w, columns - c);
-    const auto a = load_tail(x + c, n), b = load_tail(y + c, n);
-    for (int64_t l = 0; l < n; ++l) {
-      const double d = double(a[l]) - double(b[l]);
-      total += d * d;
+    const auto a = columns - c >= w ? load(x + c) : load_tail(x + c, columns - c);
+    const auto b = columns - c >= w ? load(y + c) : load_tail(y + c, columns - c);
+    if constexpr (w == 16) {
+      f32x8 ah[2], bh[2];
+      std::memcpy(ah, &a, sizeof a), std::memcpy(bh, &b, sizeof b);
+      for (int h = 0; h < 2; ++h) {
+        const f64x8 d = __builtin_convertvector(ah[h], f64x8) - __builtin_convertvector(bh[h], f64x8);
+        sum += d * d;
+      }
+    } else {
+      sum += (a - b) * (a - b);
     }
   }
-  return total;
+  return ldreg::sum(sum);
 }
 
 // d2[q * 4 + r] from x[q] to y[r]: Q queries share the loads of four references and these the loads of the queries, so
@@ -68,11 +74,12 @@ inline void squared_distances(const T* const* x, const T* const* y, int64_t colu
   }
 }
 
-// grad[0..columns) = factor^2 * sum_j weight[j] (x - y_j), for the n rows y_j = row(j). Two multiplications by `factor`,
-// one after the other, keep 1e20-sized features inside float's range.
+// grad[0..columns) = f1 f2 sum_j weight[j] (x - y_j), for the n rows y_j = row(j). The factors are multiplied in one after
+// the other: their product may lie outside float's range where the gradient does not.
 template <class T, class Row>
 inline void gather_gradient(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n, int64_t columns,
-                            typename Compute<T>::Real factor, typename Compute<T>::Real* grad) {
+                            typename Compute<T>::Real f1, typename Compute<T>::Real f2,
+                            typename Compute<T>::Real* grad) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>, unroll = 8;
   int64_t c = 0;
@@ -85,7 +92,7 @@ inline void gather_gradient(const T* x, Row&& row, const typename Compute<T>::Re
       for (int u = 0; u < unroll; ++u) sum[u] += weight[j] * (own[u] - load(y + u * w));
     }
     for (int u = 0; u < unroll; ++u) {
-      const Vec g = sum[u] * factor * factor;
+      const Vec g = sum[u] * f1 * f2;
       std::memcpy(grad + c + u * w, &g, sizeof g);
     }
   }
@@ -94,7 +101,7 @@ inline void gather_gradient(const T* x, Row&& row, const typename Compute<T>::Re
     const Vec own = load_tail(x + c, m);
     Vec sum = {};
     for (int j = 0; j < n; ++j) sum += weight[j] * (own - load_tail(row(j) + c, m));
-    const Vec g = sum * factor * factor;
+    const Vec g = sum * f1 * f2;
     std::memcpy(grad + c, &g, m * sizeof(g[0]));
   }
 }

@@ -12,7 +12,7 @@ inline namespace LDREG_ISA {
 
 struct LidScratch {
   Buffer<double> distance;
-  Buffer<double> weight;  // holds Real
+  Buffer<double> weight;  // [2k] in double, then as Real
   Buffer<float> keys;
 };
 
@@ -71,12 +71,20 @@ class LidRow {
       return;
     }
     const double* d = scratch.distance.get();
-    Real* weight = reinterpret_cast<Real*>(scratch.weight.reserve(request_.k));
-    for (int j = 0; j < request_.k; ++j)
-      weight[j] = d[j] > 0 ? static_cast<Real>(lid_weight(terms, request_.k, j, d[j]) / d[j]) : Real(0);
+    // Weights w_j / d_j relative to a power of two near the largest, which goes into the factors instead: next to a tiny
+    // d_j they would leave float's range.
+    double* exact = scratch.weight.reserve(2 * request_.k);
+    double largest = 0;
+    for (int j = 0; j < request_.k; ++j) {
+      exact[j] = d[j] > 0 ? lid_weight(terms, request_.k, j, d[j]) / d[j] : 0;
+      largest = std::max(largest, std::fabs(exact[j]));
+    }
+    const int relative = largest > 0 ? std::ilogb(largest) : 0, total = 2 * exponent + relative;
+    Real* weight = reinterpret_cast<Real*>(exact + request_.k);
+    for (int j = 0; j < request_.k; ++j) weight[j] = static_cast<Real>(std::ldexp(exact[j], -relative));
     gather_gradient(
         search.query(i), [&](int j) { return search.reference(list[j].index); }, weight, request_.k, problem_.columns,
-        static_cast<Real>(std::ldexp(1.0, exponent)), grad);
+        static_cast<Real>(std::ldexp(1.0, total / 2)), static_cast<Real>(std::ldexp(1.0, total - total / 2)), grad);
   }
 
   const Problem& problem_;

@@ -46,11 +46,6 @@ constexpr bool kHasBf16 = false;
 // Below this many features the tile is not what costs, and bf16's wider error bands only admit more candidates.
 constexpr int64_t kBf16MinColumns = 48;
 
-struct Centring {
-  Buffer<double> centre;  // [D rounded up to a vector] in scaled units, zeros behind D
-  double scale = 1;       // a power of two
-};
-
 // 16 consecutive features as floats in the tile's unit: (row - mean) * scale.
 template <class T>
 inline f32x16 scaled16(const T* row, const typename Compute<T>::Real* centre, typename Compute<T>::Real scale, int64_t n) {
@@ -76,18 +71,18 @@ class Features {
   int64_t rows() const { return matrix_.rows; }
   const T* row(int64_t i) const { return static_cast<const T*>(matrix_.data) + i * matrix_.stride; }
   bool finite(int64_t i) const { return finite_[i]; }
-  float largest() const { return largest_; }
+  double largest() const { return largest_; }
 
   // Which rows are finite, and the largest magnitude among those.
   void scan(int threads, Control& control) {
     finite_.reserve(rows());
     const int64_t blocks = (rows() + kBlock - 1) / kBlock;
-    Buffer<float> largest(blocks);
+    Buffer<double> largest(blocks);
     auto body = [&](int64_t b) {
-      float most = 0;
+      double most = 0;
       for (int64_t i = b * kBlock; i < std::min(rows(), (b + 1) * kBlock); ++i) {
-        const float m = largest_magnitude(row(i));
-        finite_[i] = m < std::numeric_limits<float>::infinity();
+        const double m = largest_magnitude(row(i));
+        finite_[i] = m < std::numeric_limits<double>::infinity();
         if (finite_[i]) most = std::max(most, m);
       }
       largest[b] = most;
@@ -147,7 +142,7 @@ class Features {
     return v;
   }
 
-  float largest_magnitude(const T* r) const {
+  double largest_magnitude(const T* r) const {
     using Vec = typename Compute<T>::Vec;
     constexpr int w = lanes<T>;
     Vec most = {}, poison = {};
@@ -159,14 +154,13 @@ class Features {
     }
     Real m = 0;
     for (int i = 0; i < w; ++i) m = std::max(m, most[i]);
-    // Finite doubles beyond float's range do not happen to features; treating them as Inf is the documented limit.
-    return sum(poison) == 0 ? static_cast<float>(m) : std::numeric_limits<float>::infinity();
+    return sum(poison) == 0 ? double(m) : std::numeric_limits<double>::infinity();
   }
 
   Matrix matrix_;
   int64_t columns_;
   Buffer<uint8_t> finite_;
-  float largest_ = 0;
+  double largest_ = 0;
   bool exact_ = false;
 };
 

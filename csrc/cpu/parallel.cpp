@@ -5,12 +5,13 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <vector>
 
 namespace ldreg {
 
 bool Control::stopped() {
-  if (poll && std::this_thread::get_id() == owner_) {
+  if (poll && !stop_.load(std::memory_order_relaxed) && std::this_thread::get_id() == owner_) {
     const auto now = std::chrono::steady_clock::now();
     if (now >= next_poll_) {
       next_poll_ = now + std::chrono::milliseconds(50);
@@ -26,7 +27,7 @@ void parallel_items(int64_t items, int threads, Control& control, void (*body)(v
   std::mutex mutex;
   std::condition_variable done;
   std::exception_ptr failure;
-  int running = std::max(workers - 1, 0);
+  int running = 0;
 
   auto work = [&] {
     try {
@@ -38,12 +39,19 @@ void parallel_items(int64_t items, int threads, Control& control, void (*body)(v
     }
   };
   std::vector<std::thread> pool;
+  pool.reserve(std::max(workers - 1, 0));
   for (int t = 1; t < workers; ++t) {
-    pool.emplace_back([&] {
-      work();
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--running == 0) done.notify_one();
-    });
+    std::lock_guard<std::mutex> lock(mutex);
+    try {
+      pool.emplace_back([&] {
+        work();
+        std::lock_guard<std::mutex> lock(mutex);
+        if (--running == 0) done.notify_one();
+      });
+    } catch (const std::system_error&) {
+      break;  // the system gives no more threads: those there are do the work
+    }
+    ++running;
   }
   work();
   {  // the caller keeps polling while the others finish

@@ -11,6 +11,8 @@
 #include "evaluate.h"
 #include "tournament.h"
 
+#include <stdexcept>
+
 namespace ldreg {
 inline namespace LDREG_ISA {
 
@@ -18,9 +20,9 @@ constexpr int kMaxPanels = 8;              // queries in a block: up to 8 panels
 constexpr int kBlockPanels = 4;            // where blocks of one batch meet: B/8 panels can be busy at once
 constexpr int kPairPanels = 2;             // and so many of the one as references at a time
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
+constexpr int64_t kThreadBytes = 8 << 20;   // a block's packed queries and candidate lists
 constexpr int64_t kSymmetricBytes = 60 << 20;
 constexpr int kDirectRows = 4;      // queries that share a pass over the references, themselves in L1
-constexpr int kDirectChunk = 2048;  // references between two selections; a multiple of 4
 constexpr int kDirectShare = 5;    // from one reference in five wanted, computing all exactly is the cheaper way
 #if defined(__AVX512F__)
 constexpr int kDirectQueries = 4;  // 16 sums and 8 operands in 32 registers
@@ -62,8 +64,9 @@ class Search {
   void choose_unit() {
     const Features<T>& y = references();
     const int64_t padded = (problem_.columns + 15) / 16 * 16;
-    const float largest = std::max(x_.largest(), y.largest());
-    if (largest > 0) scale_ = static_cast<Real>(std::ldexp(1.0, -std::min(std::max(std::ilogb(largest), -126), 126)));
+    const double largest = std::max(x_.largest(), y.largest());
+    constexpr int limit = std::numeric_limits<Real>::max_exponent - 2;  // the scale itself must be a normal number
+    if (largest > 0) scale_ = static_cast<Real>(std::ldexp(1.0, -std::min(std::max(std::ilogb(largest), -limit), limit)));
     centre_.reserve(padded);
     std::fill_n(centre_.get(), padded, Real(0));
     const int64_t stride = std::max<int64_t>(1, y.rows() / 128);
@@ -151,8 +154,10 @@ class Search {
     prepare<Operand>(prepared);
     const int64_t panels = (count + kPanel - 1) / kPanel;
     const int64_t per_thread = (panels + problem_.threads - 1) / problem_.threads;
-    const int64_t rounds = (per_thread + kMaxPanels - 1) / kMaxPanels;
-    const int64_t blocks = std::min(panels, rounds * problem_.threads);  // equal shares, no block above kMaxPanels
+    const int64_t panel_bytes = kPanel * (4 * steps_for(problem_.columns, Operand::per_step) + 8 * one_sided_room());
+    const int64_t most = std::max<int64_t>(1, std::min<int64_t>(kMaxPanels, kThreadBytes / panel_bytes));
+    const int64_t rounds = (per_thread + most - 1) / most;
+    const int64_t blocks = std::min(panels, rounds * problem_.threads);  // equal shares
     Buffer<uint8_t> failed(count);
     auto body = [&](int64_t b) {
       const int64_t from = panels * b / blocks * kPanel, to = std::min(count, panels * (b + 1) / blocks * kPanel);
@@ -181,8 +186,7 @@ class Search {
     for (int64_t p = 0; p < lanes_used; ++p)
       panels.pack(p, x_, ids + p * kPanel, std::min<int>(kPanel, count - int(p) * kPanel), centre_.get(), scale_);
     Candidates candidates;
-    const int room = Candidates::room_for(wanted_, std::min<int64_t>(y.rows() / 8, 2048));
-    candidates.start(count, wanted_, room, prepared.gamma, problem_.exact);
+    candidates.start(count, wanted_, one_sided_room(), prepared.gamma, problem_.exact);
     for (int i = 0; i < count; ++i) open(candidates, i, prepared.x, ids[i]);
 
     const int64_t steps = panels.steps();
@@ -252,6 +256,8 @@ class Search {
     return keep_failed(ids, failed.get(), rows);
   }
 
+  int one_sided_room() const { return Candidates::room_for(wanted_, std::min<int64_t>(y_rows() / 8, 2048)); }
+
   void open(Candidates& candidates, int64_t list, const Bounds& x, int64_t i) const {
     if (x_.finite(i)) candidates.open(list, x.norm[i], x.residual[i], problem_.self.of(i));
   }
@@ -286,26 +292,30 @@ class Search {
   // Every pair exactly: for rows that no low-precision search could settle, and where most pairs are wanted anyway.
   template <class Scratch, class Sink>
   void direct(const int* ids, int64_t count, Sink& sink) {
+    const int64_t chunk = std::max<int64_t>(256, 4 * wanted_), room = wanted_ + chunk;
     auto body = [&](int64_t b) {
       const int64_t from = b * kDirectRows, queries = std::min<int64_t>(kDirectRows, count - from);
-      Buffer<double> d2(kDirectRows * kDirectChunk);
-      Buffer<Neighbour> lists(queries * (wanted_ + kDirectChunk));
+      Buffer<double> d2(kDirectRows * chunk);
+      Buffer<Neighbour> lists(queries * room);
       Buffer<float> keys;
       Scratch scratch;
       int n[kDirectRows] = {};
-      for (int64_t first = 0; first < y_rows(); first += kDirectChunk) {
+      bool settled = false;
+      for (int64_t first = 0; first < y_rows() && !settled; first += chunk) {
         if (control_.stopped()) return;
-        const int size = int(std::min<int64_t>(kDirectChunk, y_rows() - first));
+        const int size = int(std::min(chunk, y_rows() - first));
         for (int r = 0; r < size; r += 4)
-          direct_tile(ids + from, int(queries), first + r, [&](int64_t q, int64_t k, double d) {
-            d2[q * kDirectChunk + r + k] = d;
-          });
-        for (int64_t q = 0; q < queries; ++q)
-          admit(ids[from + q], d2.get() + q * kDirectChunk, first, size, lists.get() + q * (wanted_ + kDirectChunk),
-                &n[q], keys);
+          direct_tile(ids + from, int(queries), first + r,
+                      [&](int64_t q, int64_t k, double d) { d2[q * chunk + r + k] = d; });
+        settled = true;
+        for (int64_t q = 0; q < queries; ++q) {
+          Neighbour* list = lists.get() + q * room;
+          admit(ids[from + q], d2.get() + q * chunk, first, size, list, &n[q], keys);
+          // Nothing later is nearer than copies of the row itself: a collapsed batch ends here, after one chunk.
+          settled &= !x_.finite(ids[from + q]) || (n[q] == wanted_ && list[wanted_ - 1].d2 == 0);
+        }
       }
-      for (int64_t q = 0; q < queries; ++q)
-        complete(ids[from + q], lists.get() + q * (wanted_ + kDirectChunk), n[q], scratch, sink);
+      for (int64_t q = 0; q < queries; ++q) complete(ids[from + q], lists.get() + q * room, n[q], scratch, sink);
     };
     parallel((count + kDirectRows - 1) / kDirectRows, body);
   }
@@ -378,6 +388,7 @@ class Search {
     const Features<T>& y = references();
     const int64_t self = problem_.self.of(i);
     for (int64_t j = 0; n < wanted_; ++j) {
+      if (j == y.rows()) throw std::logic_error("ldreg_kernels: the search lost a neighbour; please report this");
       const bool listed = x_.finite(i) && y.finite(j);
       if (!listed && j != self) list[n++] = Neighbour{std::numeric_limits<double>::infinity(), int(j)};
     }

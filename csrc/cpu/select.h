@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "simd.h"
 #include "../topk.h"
@@ -12,7 +13,7 @@ inline namespace LDREG_ISA {
 
 constexpr float kNever = 1e30f;  // larger than any key: the tile's unit has entries near 1
 
-// key[c..c+16), with `filler` from n on.
+// key[c..c+16), with `filler` from n on (for counting: something no key reaches).
 inline f32x16 block(const float* key, int c, int n, float filler) {
   if (c + 16 <= n) return load(key + c);
   f32x16 v = {};
@@ -24,8 +25,9 @@ inline f32x16 block(const float* key, int c, int n, float filler) {
 // A value that at least k of n keys do not exceed, and hardly more than k: bisection by counting, which takes a few
 // vector instructions a round where a selection would mispredict a branch a key.
 inline float at_least(const float* key, int n, int k, int rounds = 16) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
   f32x16 low = {}, high = {};
-  low += kNever, high -= kNever;
+  low += infinity, high -= infinity;
   for (int c = 0; c < n; c += 16) {
     const f32x16 v = block(key, c, n, key[0]);
     low = v < low ? v : low, high = v > high ? v : high;
@@ -36,7 +38,7 @@ inline float at_least(const float* key, int n, int k, int rounds = 16) {
     const float mid = lo + (hi - lo) * 0.5f;
     if (!(lo < mid && mid < hi)) break;
     i32x16 below = {};
-    for (int c = 0; c < n; c += 16) below -= block(key, c, n, kNever) <= mid;
+    for (int c = 0; c < n; c += 16) below -= block(key, c, n, infinity) <= mid;
     int count = 0;
     for (int l = 0; l < 16; ++l) count += below[l];
     if (count >= k) hi = mid;

@@ -49,7 +49,7 @@ inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stri
                           float* products) {
   f32x16 sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = first ? f32x16{} : load(products + r * kPanel + 16 * v);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = f32x16{};
   for (int64_t s = 0; s < steps; ++s) {
     u32x16 lane[kVectors];
     for (int v = 0; v < kVectors; ++v) lane[v] = load_raw<u32x16>(q + s * kPanel + 16 * v);
@@ -59,7 +59,12 @@ inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stri
       for (int v = 0; v < kVectors; ++v) multiply_accumulate<Operand>(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
   }
   for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) std::memcpy(products + r * kPanel + 16 * v, &sum[r][v], 64);
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = products + r * kPanel + 16 * v;
+      // A block of steps is summed on its own and added once: continuing the old sum would round at every step of all.
+      if (!first) sum[r][v] += load(out);
+      std::memcpy(out, &sum[r][v], 64);
+    }
 }
 
 // Packed panels of rows, and their products with references in either layout.

@@ -78,8 +78,9 @@ class _Lid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_lid: Tensor) -> tuple[Tensor | None, ...]:
         lid, grad = ctx.saved_tensors
-        # A degenerate row has LID NaN and unit gradient 0: its gradient is 0, not NaN.
-        scale = torch.where(lid.isnan(), torch.ones_like(lid), lid) * grad_lid
+        # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
+        # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
+        scale = torch.where(lid > 0, lid * grad_lid, torch.ones_like(lid))
         return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 9))
 
 

@@ -14,9 +14,7 @@ import torch
 from ldreg_kernels.kernels import reference
 from ldreg_kernels.kernels.contract import ESTIMATORS
 
-pytest.importorskip(
-    "ldreg_kernels._cuda", reason="built without nvcc: there is no CUDA module", exc_type=ImportError
-)
+pytest.importorskip("ldreg_kernels._cuda", reason="built without nvcc: there is no CUDA module", exc_type=ImportError)
 
 
 def test_knows_what_it_was_compiled_for() -> None:

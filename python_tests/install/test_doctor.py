@@ -40,9 +40,7 @@ def test_healthy_without_a_gpu(pretend: Callable[..., int], capsys: pytest.Captu
     assert out.endswith("Healthy.\n")
 
 
-def test_the_cpu_backend_may_not_be_missing(
-    pretend: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_cpu_backend_may_not_be_missing(pretend: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert pretend({"cpu": "the extension was not built", "reference": None}) == 1
     assert "NOT healthy" in capsys.readouterr().out
 

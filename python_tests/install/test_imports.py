@@ -68,9 +68,7 @@ def test_importing_pulls_in_no_extra() -> None:
 
 
 def test_import_time_beyond_torch() -> None:
-    program = (
-        "import time, torch; t = time.perf_counter(); import ldreg_kernels; print(time.perf_counter() - t)"
-    )
+    program = "import time, torch; t = time.perf_counter(); import ldreg_kernels; print(time.perf_counter() - t)"
     # The least of several: the first may read from a cold disk, any may share the processor.
     seconds = min(float(run(program)) for _ in range(3))
     assert seconds < IMPORT_SECONDS

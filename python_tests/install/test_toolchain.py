@@ -90,9 +90,7 @@ def test_cuda_home_comes_before_path(toolchain: ModuleType, tmp_path: Path) -> N
 def test_without_nvcc_auto_builds_without_and_1_says_where_it_looked(
     toolchain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        toolchain.os, "access", lambda path, mode: False
-    )  # this machine may well have an nvcc
+    monkeypatch.setattr(toolchain.os, "access", lambda path, mode: False)  # this machine may well have an nvcc
     env = {"PATH": str(tmp_path / "a"), "CUDA_HOME": str(tmp_path / "b")}
     assert toolchain.choose_cuda(env) is None
     with pytest.raises(SystemExit) as caught:
@@ -112,9 +110,7 @@ def test_an_old_nvcc_loses_defaults_aloud_but_never_a_named_architecture(
     nvcc = str(fake_nvcc(tmp_path, "sm_80 sm_90"))
     assert toolchain.supported_archs(nvcc, {}) == ["80", "90a"]
     assert "too old for ['100a']" in capsys.readouterr().out
-    with pytest.raises(
-        SystemExit, match=r"LDREG_CUDA_ARCHS: .* cannot compile for \['100a'\]; it knows 80, 90"
-    ):
+    with pytest.raises(SystemExit, match=r"LDREG_CUDA_ARCHS: .* cannot compile for \['100a'\]; it knows 80, 90"):
         toolchain.supported_archs(nvcc, {"LDREG_CUDA_ARCHS": "90a;100a"})
 
 

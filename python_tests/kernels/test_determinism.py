@@ -76,9 +76,7 @@ def test_memory_held_something_else(backend):
     x, _ = problem(200, 200, 48)
     outcome = []
     for poison in (torch.nan, 0.0, 1e30):
-        blocks = [
-            torch.full((n,), poison) for n in (200, 200 * 48, 200 * 33, 200 * 200, 1 << 20) for _ in range(4)
-        ]
+        blocks = [torch.full((n,), poison) for n in (200, 200 * 48, 200 * 33, 200 * 200, 1 << 20) for _ in range(4)]
         del blocks
         outcome.append(everything(backend, x, None, 33))
     assert_same_bits(outcome[0], outcome[1])

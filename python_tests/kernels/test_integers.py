@@ -20,9 +20,7 @@ SHAPES = [
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def truth(
-    x: torch.Tensor, y: torch.Tensor, k: int, own: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def truth(x: torch.Tensor, y: torch.Tensor, k: int, own: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared distances [B, k] in int64 and the indices of a stable sort."""
     square = (x[:, None] - y[None]).square().sum(2)  # [B, N]
     if own is not None:
@@ -60,9 +58,7 @@ def test_references_apart(backend, dtype, B, N, D, largest, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("rows", "D", "largest", "k"), [(200, 64, 127, 63), (150, 2048, 15, 16), (256, 3, 4, 64)]
-)
+@pytest.mark.parametrize(("rows", "D", "largest", "k"), [(200, 64, 127, 63), (150, 2048, 15, 16), (256, 3, 4, 64)])
 def test_own_batch(backend, dtype, rows, D, largest, k):
     x = integers(rows, D, largest, 3)
     found = backend.knn(x.to(dtype), k=k)

@@ -58,9 +58,7 @@ def sample(name, embedded):
         "hill_unbiased": skdim.id.MLE(unbiased=True),
     }
     truth = {
-        name: torch.from_numpy(
-            estimator.fit(points, precomputed_knn_arrays=arrays, n_neighbors=K).dimension_pw_
-        )
+        name: torch.from_numpy(estimator.fit(points, precomputed_knn_arrays=arrays, n_neighbors=K).dimension_pw_)
         for name, estimator in pointwise.items()
     }
     truth["mom"] = (1 + truth["mom_amsaleg"]) * (K - 1) / K - 1
@@ -117,11 +115,7 @@ def test_uniform_ball_has_the_moments_theory_gives(backend, dimension):
     """
     balls, points, k = 200, 150, 50
     g = cases.seeded(12)
-    centres = (
-        torch.arange(balls, dtype=torch.float64)[:, None]
-        * 100.0
-        * torch.eye(1, dimension, dtype=torch.float64)
-    )
+    centres = torch.arange(balls, dtype=torch.float64)[:, None] * 100.0 * torch.eye(1, dimension, dtype=torch.float64)
     direction = torch.randn(balls, points, dimension, generator=g, dtype=torch.float64)
     radius = torch.rand(balls, points, 1, generator=g, dtype=torch.float64) ** (1 / dimension)
     y = centres[:, None] + direction / direction.norm(dim=2, keepdim=True) * radius

@@ -57,9 +57,7 @@ def test_gradcheck_lid(backend, estimator):
 def test_gradcheck_loss(backend, form, target, reduction):
     x = backend.put(cases.normal(6, 3, dtype=torch.float64)).requires_grad_()
     y = backend.put(cases.normal(20, 3, seed=1, dtype=torch.float64))
-    assert torch.autograd.gradcheck(
-        lambda t: loss(backend, t, y, form=form, target=target, reduction=reduction), x
-    )
+    assert torch.autograd.gradcheck(lambda t: loss(backend, t, y, form=form, target=target, reduction=reduction), x)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -91,9 +89,7 @@ def flat_arguments(backend, x, y, own, offset, need_grad):
 
 
 @pytest.mark.parametrize("op", ["knn", "lid", "ldreg"])
-@pytest.mark.parametrize(
-    "references", ["own", "apart", "offset", "map", "half", "float64", "strided", "empty"]
-)
+@pytest.mark.parametrize("references", ["own", "apart", "offset", "map", "half", "float64", "strided", "empty"])
 def test_opcheck(backend, op, references):
     x, y = backend.put(cases.normal(12, 5)), backend.put(cases.normal(30, 5, seed=1))
     own, offset = None, None

@@ -19,9 +19,7 @@ def bad(exception, functions, *arguments, says, **options):
     """One parameter set for each function; `...` in `says` stands for anything, the rest is literal."""
     message = "^" + ".*".join(re.escape(part) for part in says.split("...")) + "$"
     return [
-        pytest.param(
-            function, arguments, {"k": 2} | options, exception, message, id=f"{function.__name__}: {says}"
-        )
+        pytest.param(function, arguments, {"k": 2} | options, exception, message, id=f"{function.__name__}: {says}")
         for function in functions
     ]
 
@@ -39,9 +37,7 @@ K = [
     value(KNN, X, k=300, says="k must be in [1, 255] for 256 rows with self excluded, got 300"),
     value(EVERY, X, k=256, says="k must be in [..., 255] for 256 rows with self excluded, got 256"),
     value(EVERY, X, Y, k=41, says="k must be in [..., 40] for 40 rows, got 41"),
-    value(
-        EVERY, Y, Y, k=40, self_index=0, says="k must be in [..., 39] for 40 rows with self excluded, got 40"
-    ),
+    value(EVERY, Y, Y, k=40, self_index=0, says="k must be in [..., 39] for 40 rows with self excluded, got 40"),
     value(EVERY, X, k=0, says="k must be in [..., 255] for 256 rows with self excluded, got 0"),
     value(EVERY, X, k=-3, says="k must be in [..., 255] for 256 rows with self excluded, got -3"),
     value(DIFFERENTIABLE, X, k=1, says="k must be in [2, 255] for 256 rows with self excluded, got 1"),
@@ -109,9 +105,7 @@ NAMES = [
     value(DIFFERENTIABLE, X, estimator="twonn", says="estimator must be one of mom, ..., got 'twonn'"),
     value(LOSS, X, form="L1", says="form must be one of l1, l1_abs, l2, min, target, got 'L1'"),
     value(LOSS, X, reduction="avg", says="reduction must be one of mean, sum, none, got 'avg'"),
-    value(
-        LOSS, X, form="l2", reduction="sum", says='reduction must be "mean" with form="l2" ..., got \'sum\''
-    ),
+    value(LOSS, X, form="l2", reduction="sum", says='reduction must be "mean" with form="l2" ..., got \'sum\''),
 ]
 TARGET = [
     value(
@@ -126,9 +120,7 @@ TARGET = [
 TRACK = [
     kind(LOSS, X, track=["mle"], says="track must be a sequence of (estimator, k) pairs, got ['mle']"),
     kind(LOSS, X, track=5, says="track must be a sequence of (estimator, k) pairs, got 5"),
-    value(
-        LOSS, X, track=[("mle", 8), ("pca", 8)], says="track[1] estimator must be one of mom, ..., got 'pca'"
-    ),
+    value(LOSS, X, track=[("mle", 8), ("pca", 8)], says="track[1] estimator must be one of mom, ..., got 'pca'"),
     value(LOSS, X, track=[("mle", 999)], says="track[0] k must be in [2, 255] for 256 rows ..., got 999"),
     value(LOSS, X, track=[("mle", 1)], says="track[0] k must be in [2, 255] for 256 rows ..., got 1"),
     kind(LOSS, X, track=[("mle", 8.5)], says="track[0] k must be an int, got float 8.5"),

@@ -213,9 +213,7 @@ def test_subnormal_and_largest_numbers(backend):
         found = backend.knn(x, k=8)
         exact = backend.knn(grid.double(), k=8)
         assert torch.equal(found.indices, exact.indices)
-        oracle.assert_relative(
-            found.distances, exact.distances * scale, tolerances.DISTANCE, 2.0**-149, "distance"
-        )
+        oracle.assert_relative(found.distances, exact.distances * scale, tolerances.DISTANCE, 2.0**-149, "distance")
 
 
 @pytest.mark.parametrize("size", [1e6, 1e20])

@@ -22,9 +22,7 @@ CASES = [
 ]
 
 
-def check(
-    backend, x, y=None, *, k, form="l1", target=None, reduction="mean", estimator="mom", self_index=None
-):
+def check(backend, x, y=None, *, k, form="l1", target=None, reduction="mean", estimator="mom", self_index=None):
     """The loss, its statistics and its gradient for one problem."""
     x = x.detach().requires_grad_()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -78,9 +78,7 @@ def test_gradient_is_orthogonal_to_a_dilation(backend, estimator):
 
     value, _ = reference.estimate(d, estimator)
     (dilation,) = torch.autograd.grad(value.log().sum(), scale, retain_graph=True)
-    (w,) = torch.autograd.grad(
-        reference.estimate(e := d.detach().requires_grad_(), estimator)[0].log().sum(), e
-    )
+    (w,) = torch.autograd.grad(reference.estimate(e := d.detach().requires_grad_(), estimator)[0].log().sum(), e)
     bound = tolerances.SCALE_FREE * (1 + lid.item()) * (d * w).abs().sum().item()
     assert abs(dilation.item()) <= bound
     along = -(gradient @ direction.T).item()

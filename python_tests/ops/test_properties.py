@@ -105,9 +105,7 @@ def refused(drawn: Drawn, smallest: int, call) -> bool:
     """Whether k is out of range; if so, that the call says so."""
     if smallest <= drawn.k <= drawn.largest_k:
         return False
-    with pytest.raises(
-        ValueError, match=rf"^k must be in \[{smallest}, {drawn.largest_k}\] for .*, got {drawn.k}$"
-    ):
+    with pytest.raises(ValueError, match=rf"^k must be in \[{smallest}, {drawn.largest_k}\] for .*, got {drawn.k}$"):
         call()
     return True
 
@@ -171,18 +169,10 @@ def test_loss(backend, drawn, estimator, form, data):
     expected = reference.loss(truth, degenerate, form, target, reduction)
     assert torch.equal(value.isnan(), expected.isnan())
     scale = len(x) if reduction == "sum" else 1
-    spread = (
-        1 + truth.nan_to_num(0.0).max().item()
-    ) * tolerances.LID_PER_LID  # error of one ln LID, at worst
+    spread = (1 + truth.nan_to_num(0.0).max().item()) * tolerances.LID_PER_LID  # error of one ln LID, at worst
     wide = x.dtype == torch.float64
-    bound = (
-        tolerances.LOSS_FLOAT64 * (1 + truth.nan_to_num(0.0).max().item())
-        if wide
-        else tolerances.LOSS + spread
-    )
-    assert (
-        (value.detach() - expected).abs().nan_to_num(0.0) <= bound * (scale + expected.abs().nan_to_num(0.0))
-    ).all()
+    bound = tolerances.LOSS_FLOAT64 * (1 + truth.nan_to_num(0.0).max().item()) if wide else tolerances.LOSS + spread
+    assert ((value.detach() - expected).abs().nan_to_num(0.0) <= bound * (scale + expected.abs().nan_to_num(0.0))).all()
     (gradient,) = torch.autograd.grad(value.sum(), x)
     assert gradient.shape == x.shape
     if not expected.isnan().any():
