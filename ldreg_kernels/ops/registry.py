@@ -1,7 +1,7 @@
 """Registration of the launches as torch ops `ldreg::*`, each with an implementation and a fake (shapes only).
 
-`torch.library.custom_op` would be shorter, but its first call imports torch's compiler, which takes seconds. The ops have
-no autograd formula: an autograd.Function above each (ops/lid.py, ops/ldreg.py) has it.
+`torch.library.custom_op` would be shorter, but its first call imports torch's compiler, which takes seconds. The ops
+have no autograd formula: an autograd.Function above each (ops/lid.py, ops/ldreg.py) has it.
 """
 
 from __future__ import annotations
