@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/large_pages.h"
+#include "cpu/blocks.h"
 #include "cpu/ldreg_cpu.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
@@ -66,6 +66,16 @@ template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
+
+// Pooled memory with the buffer protocol, for a tensor that lives inside the package.
+struct PooledBuffer {
+  size_t bytes, taken;
+  void* data;
+  explicit PooledBuffer(size_t n) : bytes(n), taken(n), data(ldreg::take_block(&taken)) {}
+  ~PooledBuffer() { ldreg::give_block(data, taken); }
+  PooledBuffer(const PooledBuffer&) = delete;
+  PooledBuffer& operator=(const PooledBuffer&) = delete;
+};
 
 struct PyProblem {
   ldreg::Problem p;
@@ -125,6 +135,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("knn", &knn, py::arg("problem"), py::arg("distances"), py::arg("indices"));
   m.def("lid", &lid, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
         py::arg("degenerate"), py::arg("tracked"), py::arg("grad"));
+  py::class_<PooledBuffer>(m, "PooledBuffer", py::buffer_protocol())
+      .def(py::init<size_t>(), py::arg("bytes"))
+      .def_buffer([](PooledBuffer& b) {
+        return py::buffer_info(b.data, 1, "B", 1, {static_cast<py::ssize_t>(b.bytes)}, {py::ssize_t(1)});
+      });
   m.def("prefer_large_pages", [](uintptr_t block, size_t bytes) { ldreg::prefer_large_pages(pointer<void>(block), bytes); });
   m.def("loss", &loss, py::arg("lid"), py::arg("degenerate"), py::arg("rows"), py::arg("is_double"), py::arg("form"),
         py::arg("target"), py::arg("reduction"), py::arg("value"), py::arg("coeff"));

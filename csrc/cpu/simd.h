@@ -5,12 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "../lid_math.h"
-#include "large_pages.h"
+#include "blocks.h"
 
 #if LDREG_X86
 #include <immintrin.h>
@@ -140,17 +138,15 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t n) { reserve(n); }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { release(); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* reserve(int64_t n) {
-    if (n > size_) {
-      std::free(data_);
-      data_ = nullptr, size_ = 0;
-      void* fresh = nullptr;
-      if (posix_memalign(&fresh, 64, size_t(n) * sizeof(T)) != 0) throw std::bad_alloc();
-      prefer_large_pages(fresh, size_t(n) * sizeof(T));
-      data_ = static_cast<T*>(fresh), size_ = n;
+    if (size_t(n) * sizeof(T) > bytes_) {
+      release();
+      size_t bytes = size_t(n) * sizeof(T);
+      data_ = static_cast<T*>(take_block(&bytes));
+      bytes_ = bytes;
     }
     return data_;
   }
@@ -158,8 +154,13 @@ class Buffer {
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  void release() {
+    if (data_) give_block(data_, bytes_);
+    data_ = nullptr, bytes_ = 0;
+  }
+
   T* data_ = nullptr;
-  int64_t size_ = 0;
+  size_t bytes_ = 0;
 };
 
 }  // namespace LDREG_ISA

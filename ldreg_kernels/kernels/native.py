@@ -79,6 +79,12 @@ class _Unpacked:
         return torch.empty(shape, dtype=dtype or real)
 
 
+def _pooled(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """[rows, columns] in memory that the extension keeps between calls: the row gradients die in backward, every step."""
+    size = rows * columns * dtype.itemsize
+    return torch.frombuffer(_extension().PooledBuffer(size), dtype=dtype).view(rows, columns)
+
+
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`."""
     call = _Unpacked(problem, problem.k)
@@ -96,7 +102,7 @@ def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidR
         lid=call.new(rows),
         degenerate=call.new(rows, dtype=torch.bool),
         tracked=call.new(len(track), rows),
-        grad=call.new(rows if need_grad else 0, columns),
+        grad=_pooled(rows, columns, call.new(0).dtype) if need_grad else call.new(0, columns),
     )
     _extension().lid(
         call.native,
