@@ -80,7 +80,7 @@ class _Unpacked:
 
 
 def _pooled(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """[rows, columns] in memory that the extension keeps between calls: the row gradients die in backward, every step."""
+    """[rows, columns] in memory that the extension keeps between calls: row gradients die in backward, every step."""
     size = rows * columns * dtype.itemsize
     return torch.frombuffer(_extension().PooledBuffer(size), dtype=dtype).view(rows, columns)
 
