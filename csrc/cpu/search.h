@@ -2,13 +2,13 @@
 //
 // A block of queries meets all references: chunk of references -> distance tile -> candidates (candidates.h). Where the
 // references are the queries, each pair of blocks meets once and serves both (tournament.h). Then every candidate list is
-// evaluated exactly (evaluate.h). Rows whose candidates did not fit are searched
-// again with float operands, and if that is not enough by evaluating every pair. Each finished row goes to a sink, which
-// makes distances or LIDs of it while the rows it needs are still in the cache.
+// evaluated exactly (evaluate.h). Rows whose candidates did not fit are searched again with float operands, and if that is
+// not enough by evaluating every pair (direct.h). Each finished row goes to a sink, which makes distances or LIDs of it
+// while the rows it needs are still in the cache.
 // Memory is O(B + N) for norms, O(block) per thread, and at most kSymmetricBytes where blocks meet once.
 #pragma once
 
-#include "evaluate.h"
+#include "direct.h"
 #include "tournament.h"
 
 #include <stdexcept>
@@ -22,13 +22,6 @@ constexpr int kPairPanels = 2;             // and so many of the one as referenc
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kThreadBytes = 8 << 20;   // a block's packed queries and candidate lists
 constexpr int64_t kSymmetricBytes = 60 << 20;
-constexpr int kDirectRows = 4;      // queries that share a pass over the references, themselves in L1
-constexpr int kDirectShare = 5;    // from one reference in five wanted, computing all exactly is the cheaper way
-#if defined(__AVX512F__)
-constexpr int kDirectQueries = 4;  // 16 sums and 8 operands in 32 registers
-#else
-constexpr int kDirectQueries = 1;
-#endif
 
 template <class T>
 class Search {
@@ -136,15 +129,17 @@ class Search {
   void run_with(Sink& sink) {
     Buffer<int> ids(x_.rows());
     for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
+    const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
+    DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
     if (int64_t(wanted_) * kDirectShare >= y_rows()) {
-      if (problem_.same && x_.rows() * (x_.rows() + 8) * int64_t(sizeof(double)) <= kSymmetricBytes)
-        return direct_symmetric<Scratch>(ids.get(), sink);
-      return direct<Scratch>(ids.get(), x_.rows(), sink);
+      if (problem_.same && direct.batch_fits(x_.rows(), kSymmetricBytes)) direct.template batch<Scratch>(ids.get(), done);
+      else direct.template rows<Scratch>(ids.get(), x_.rows(), done);
+      return;
     }
     int64_t left = problem_.same && symmetric_fits<First>() ? pass_symmetric<First, Scratch>(ids.get(), sink)
                                                             : pass<First, Scratch>(ids.get(), x_.rows(), sink);
     if (left > 0 && !std::is_same<First, FloatOperand>::value) left = pass<FloatOperand, Scratch>(ids.get(), left, sink);
-    if (left > 0) direct<Scratch>(ids.get(), left, sink);
+    if (left > 0) direct.template rows<Scratch>(ids.get(), left, done);
   }
 
   // Search the rows ids[0..count); those whose candidates overflowed are left in ids[0..result), in order.
@@ -287,99 +282,6 @@ class Search {
       evaluate(group, size);
       for (int g = 0; g < size; ++g) complete(group[g].query, group[g].list.get(), group[g].count, scratch, sink);
     }
-  }
-
-  // Every pair exactly: for rows that no low-precision search could settle, and where most pairs are wanted anyway.
-  template <class Scratch, class Sink>
-  void direct(const int* ids, int64_t count, Sink& sink) {
-    const int64_t chunk = std::max<int64_t>(256, 4 * wanted_), room = wanted_ + chunk;
-    auto body = [&](int64_t b) {
-      const int64_t from = b * kDirectRows, queries = std::min<int64_t>(kDirectRows, count - from);
-      Buffer<double> d2(kDirectRows * chunk);
-      Buffer<Neighbour> lists(queries * room);
-      Buffer<float> keys;
-      Scratch scratch;
-      int n[kDirectRows] = {};
-      bool settled = false;
-      for (int64_t first = 0; first < y_rows() && !settled; first += chunk) {
-        if (control_.stopped()) return;
-        const int size = int(std::min(chunk, y_rows() - first));
-        for (int r = 0; r < size; r += 4)
-          direct_tile(ids + from, int(queries), first + r,
-                      [&](int64_t q, int64_t k, double d) { d2[q * chunk + r + k] = d; });
-        settled = true;
-        for (int64_t q = 0; q < queries; ++q) {
-          Neighbour* list = lists.get() + q * room;
-          admit(ids[from + q], d2.get() + q * chunk, first, size, list, &n[q], keys);
-          // Nothing later is nearer than copies of the row itself: a collapsed batch ends here, after one chunk.
-          settled &= !x_.finite(ids[from + q]) || (n[q] == wanted_ && list[wanted_ - 1].d2 == 0);
-        }
-      }
-      for (int64_t q = 0; q < queries; ++q) complete(ids[from + q], lists.get() + q * room, n[q], scratch, sink);
-    };
-    parallel((count + kDirectRows - 1) / kDirectRows, body);
-  }
-
-  // The same for all rows of a small batch among themselves: each pair once, in a matrix of kSymmetricBytes at most.
-  template <class Scratch, class Sink>
-  void direct_symmetric(const int* ids, Sink& sink) {
-    const int64_t rows = x_.rows();
-    const int64_t stride = rows + 8;  // not a power of two, whose columns would share a cache set
-    Buffer<double> d2(rows * stride);
-    auto compute = [&](int64_t b) {
-      const int64_t from = b * kDirectRows;
-      const int queries = int(std::min<int64_t>(kDirectRows, rows - from));
-      for (int64_t first = from; first < rows && !control_.stopped(); first += 4)
-        direct_tile(ids + from, queries, first, [&](int64_t q, int64_t k, double d) {
-          if (first + k < rows) d2[(from + q) * stride + first + k] = d2[(first + k) * stride + from + q] = d;
-        });
-    };
-    auto select = [&](int64_t b) {
-      Buffer<Neighbour> list(wanted_ + rows);
-      Buffer<float> keys;
-      Scratch scratch;
-      for (int64_t i = b * kDirectRows; i < std::min(rows, (b + 1) * kDirectRows) && !control_.stopped(); ++i) {
-        int n = 0;
-        admit(i, d2.get() + i * stride, 0, int(rows), list.get(), &n, keys);
-        complete(i, list.get(), n, scratch, sink);
-      }
-    };
-    const int64_t blocks = (rows + kDirectRows - 1) / kDirectRows;
-    parallel(blocks, compute);
-    if (!control_.stopped()) parallel(blocks, select);
-  }
-
-  // write(q, k, d2) for the rows ids[0..queries) and the references first..first+4 (the last one repeated at the end).
-  template <class Write>
-  void direct_tile(const int* ids, int queries, int64_t first, Write&& write) {
-    const T *others[4], *own[kDirectQueries];
-    double tile[kDirectQueries * 4];
-    for (int k = 0; k < 4; ++k) others[k] = references().row(std::min(first + k, y_rows() - 1));
-    for (int q = 0; q < queries; q += kDirectQueries) {
-      for (int k = 0; k < kDirectQueries; ++k) own[k] = x_.row(ids[std::min(q + k, queries - 1)]);
-      squared_distances<kDirectQueries>(own, others, problem_.columns, tile);
-      for (int k = 0; k < 4 * std::min(kDirectQueries, queries - q); ++k) write(q + k / 4, k % 4, tile[k]);
-    }
-  }
-
-  // Merge references first..first+size, at squared distances d2, into the list of the wanted_ nearest to row i.
-  void admit(int64_t i, const double* d2, int64_t first, int size, Neighbour* list, int* n, Buffer<float>& keys) const {
-    if (!x_.finite(i)) return;
-    const Features<T>& y = references();
-    const int64_t self = problem_.self.of(i);
-    // No more than the wanted nearest of these can be neighbours (one more, because self may be among them).
-    float* key = keys.reserve(size);
-    for (int r = 0; r < size; ++r) key[r] = static_cast<float>(d2[r]);
-    const float near = size > wanted_ + 1 ? at_least(key, size, wanted_ + 1) : std::numeric_limits<float>::infinity();
-    // References come in the order of their indices: at equal distance a later one is not nearer.
-    const double bound = *n < wanted_ ? std::numeric_limits<double>::infinity() : list[wanted_ - 1].d2;
-    int end = *n;
-    for (int r = 0; r < size; ++r) {
-      list[end] = Neighbour{d2[r], int(first) + r};
-      end += (key[r] <= near) & (d2[r] < bound) & (first + r != self) & y.finite(first + r);
-    }
-    *n = std::min(end, wanted_);
-    if (end >= wanted_) split_smallest(list, end, wanted_, keys);
   }
 
   // Too few finite references: fill up with the others at distance +inf, lowest index first. Then hand over.
