@@ -1,6 +1,6 @@
 # make demo    SimCLR on digits, with and without LDReg, naive and fused; one table and the plots (CPU, minutes)
 # make test    the test suite                       make lint    ruff, mypy, import-linter
-# make build   recompile what changed in csrc/      make bench   CPU benchmarks
+# make build   recompile what changed in csrc/      make bench   time it against other libraries (3 minutes)
 # make clean   remove build outputs (not .venv)
 #
 # The first call makes $(VENV) and installs into it. A CPU-only Linux machine saves a 2 GB download with
@@ -28,9 +28,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck benchmarks/gpu_gate.sh
 
 bench: build $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/bench_cpu.py
+	$(BIN)/ldreg bench --quick
 
 # Not a stamp: ninja knows better than make what is out of date (sources, flags, LDREG_* settings), and takes 0.3 s.
 build: $(VENV)/.installed

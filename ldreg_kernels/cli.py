@@ -1,12 +1,14 @@
-"""The command line: `ldreg train`, `ldreg verify`, `ldreg demo`, `ldreg doctor`.
+"""The command line: `ldreg train`, `ldreg verify`, `ldreg demo`, `ldreg bench`, `ldreg doctor`.
 
 Exit codes: 0 done (and, for verify and demo, the claim holds), 1 it does not hold or training failed, 2 the request
-was wrong.
+was wrong. `ldreg bench` belongs to a checkout: benchmarks/cli.py answers it.
 Heavy imports (torch and everything on it) are inside the commands, so that `ldreg --help` answers at once.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    help="LDReg (local intrinsic dimensionality regularisation): train, verify, demo, doctor.",
+    help="LDReg (local intrinsic dimensionality regularisation): train, verify, demo, bench, doctor.",
 )
 console = Console()
 errors = Console(stderr=True)
@@ -120,6 +122,24 @@ def demo(
         console.print(f"Figures: {out}/losses.png, {out}/lid_and_rank.png, {out}/spectra.png")
         if not result.collapsed:
             raise typer.Exit(1)
+
+
+# Everything behind `bench`, --help included, is for the benchmarks' own command line.
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Time the kernels against other libraries and the hardware's floor (needs a checkout of the repository)."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "benchmarks" / "cli.py").is_file():
+        errors.print(
+            f"ldreg: there is no benchmarks folder beside {checkout / 'ldreg_kernels'}: it is not part of an installed "
+            "package. Clone the repository and run `make bench` there.",
+            style="red",
+            markup=False,
+        )
+        raise typer.Exit(2)
+    sys.path.insert(0, str(checkout))
+    benchmarks = importlib.import_module("benchmarks.cli")
+    benchmarks.app(context.args, prog_name="ldreg bench")
 
 
 @app.command()

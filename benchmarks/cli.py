@@ -1,0 +1,139 @@
+"""The command line of the benchmarks: `ldreg bench`.
+
+Exit codes: 0 measured, 1 a backend of this package gave a wrong answer or failed, 2 the request was wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .cases import Case, suites
+from .compare import compare
+from .contenders import Contender, contenders
+from .records import FILE_NAME, RESULTS, ROOT, RecordFile, Run
+from .report import save_plots, update_readme, write_report
+from .session import Options, Session
+from .train_step import step_cases
+
+TRAIN_STEP = "train-step"
+FULL = Options("cpu", 1)
+QUICK = Options("cpu", 1, rounds=3, patience=2.5, limit=4.0)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A selection: three minutes on two CPU cores.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="headline, k, n, memory or train-step; repeatable; default: all.")
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Only contenders whose name begins like this; repeatable.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of every contender; default: all.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns of every contender; default 7, quick 3.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time for the run; cases it does not reach are named.")] = math.inf,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default runs/bench.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Measure nothing: page, plots and README from benchmarks/results.")
+    ] = False,
+    compare_with: Annotated[
+        str | None, typer.Option("--compare", metavar="REV", help="Time another commit beside this checkout.")
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Name cases and contenders, measure nothing.")] = False,
+) -> None:
+    """Time this package against every library that can do the same job, and against the hardware's floor.
+
+    A time is taken only after the answer was checked against float64. Contenders take turns, and ratios compare times
+    of one round. Every measurement becomes a row of OUT/measurements.csv; OUT/report.html shows them.
+    """
+    if report:
+        _report(out or RESULTS)
+        return
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = _suites(device, suite, quick=quick)
+    taking_part = _contenders(device, contender)
+    if list_only:
+        _list(chosen, taking_part)
+        return
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no CUDA device", param_hint="--device")
+
+    options = replace(
+        QUICK if quick else FULL, device=device, threads=threads or torch.get_num_threads(), seconds=seconds
+    )
+    options = replace(options, rounds=rounds or options.rounds)
+    if compare_with is not None:
+        compare(compare_with, chosen.get("headline", ()), options, typer.echo)
+        return
+    session = _measure(chosen, taking_part, options, out or Path("runs/bench"), quick=quick)
+    for line in session.not_reached:
+        typer.echo(f"not reached: {line}")
+    for line in session.wrong:
+        typer.secho(f"WRONG: {line}", fg="red", err=True)
+    raise typer.Exit(1 if session.wrong else 0)
+
+
+def _measure(
+    chosen: dict[str, tuple[Case, ...]], taking_part: tuple[Contender, ...], options: Options, out: Path, *, quick: bool
+) -> Session:
+    torch.set_num_threads(options.threads)  # of this process, which runs the training steps
+    run = Run.start(options.device, options.threads)
+    typer.echo(f"{run.hardware}; {run.versions}; commit {run.commit}")
+    with Session(run, RecordFile(out / FILE_NAME), options, taking_part, typer.echo) as session:
+        if any(chosen.values()):
+            session.measure_rates()
+        for name, cases in chosen.items():
+            if name == "memory":
+                session.measure_memory(name, cases)
+            elif name == TRAIN_STEP:
+                session.measure_train_steps(name, step_cases(options.device, quick=quick))
+            else:
+                session.measure(name, cases)
+    typer.echo(f"wrote {write_report(out)}")
+    return session
+
+
+def _report(folder: Path) -> None:
+    typer.echo(f"wrote {write_report(folder)}")
+    if folder.resolve() == RESULTS:  # the published results: those of a private run belong into nobody's README
+        for path in save_plots(folder):
+            typer.echo(f"wrote {path}")
+        changed = update_readme(ROOT / "README.md", folder)
+        typer.echo("README.md: " + ("tables regenerated" if changed else "tables were up to date"))
+
+
+def _suites(device: str, wanted: list[str] | None, *, quick: bool) -> dict[str, tuple[Case, ...]]:
+    """The suites of a device that were asked for; the training steps, which are no `Case`, with an empty list."""
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"must be cpu or cuda, got {device!r}", param_hint="--device")
+    found = {**suites(device, quick=quick), TRAIN_STEP: ()}
+    for name in wanted or ():
+        if name not in found:
+            raise typer.BadParameter(f"must be one of {', '.join(found)}, got {name!r}", param_hint="--suite")
+    return {name: cases for name, cases in found.items() if not wanted or name in wanted}
+
+
+def _contenders(device: str, wanted: list[str] | None) -> tuple[Contender, ...]:
+    everyone = contenders(device)
+    for name in wanted or ():
+        if not any(c.name.startswith(name) for c in everyone):
+            names = ", ".join(c.name for c in everyone)
+            raise typer.BadParameter(f"{name!r} is none of {names}", param_hint="--contender")
+    return tuple(c for c in everyone if not wanted or c.name.startswith(tuple(wanted)))
+
+
+def _list(chosen: dict[str, tuple[Case, ...]], taking_part: tuple[Contender, ...]) -> None:
+    for name, cases in chosen.items():
+        typer.echo(name)
+        for case in cases:
+            typer.echo(f"  {case}")
+    typer.echo("contenders: " + ", ".join(c.name for c in taking_part))

@@ -1,0 +1,98 @@
+"""`ldreg bench --compare REV`: did this checkout become slower than another commit?
+
+The other commit is checked out into a temporary folder and built there. Two workers with the same benchmark code and
+different packages take turns; the ratio of a case is the median over rounds of this checkout's time over the
+other's. Nothing is recorded: whoever asks is about to change something again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from .cases import Case
+from .contenders import contenders
+from .records import ROOT
+from .session import Options
+from .worker import NoMeasurementError, Worker
+
+CALLS = 3  # in a turn, of which the median counts
+
+
+def compare(revision: str, cases: Sequence[Case], options: Options, say: Callable[[str], None]) -> None:
+    """Print the ratio of times, this checkout over `revision`, for every case and backend.
+
+    Args:
+        revision: anything git understands.
+        cases: what to time.
+        options: device, threads, rounds and limit.
+        say: prints a line.
+    """
+    with checkout(revision, say) as other:
+        say(f"time of this checkout / time of {revision}: median of {options.rounds} rounds, 20th to 80th percentile")
+        for contender in contenders(options.device):
+            if not contender.ours:
+                continue
+            this, that = (
+                Worker(contender.name, options.device, options.threads, package=package) for package in (ROOT, other)
+            )
+            try:
+                for case in cases:
+                    say(f"  {contender.name:14} {case!s:44} {_ratio(this, that, case, options)}")
+            finally:
+                this.stop()
+                that.stop()
+
+
+def _ratio(this: Worker, that: Worker, case: Case, options: Options) -> str:
+    times: dict[Worker, list[float]] = {this: [], that: []}
+    try:
+        for worker in times:
+            worker.prepare(case, options.limit)
+        for _ in range(options.rounds):
+            for worker, taken in times.items():
+                taken.append(float(np.median(worker.milliseconds(CALLS, options.limit))))
+    except NoMeasurementError as state:
+        return str(state)
+    ratios = np.array(times[this]) / np.array(times[that])
+    low, median, high = np.percentile(ratios, (20, 50, 80))
+    return (
+        f"{median:.3f} ({low:.3f} to {high:.3f}), {np.median(times[this]):.1f} against {np.median(times[that]):.1f} ms"
+    )
+
+
+@contextmanager
+def checkout(revision: str, say: Callable[[str], None]) -> Iterator[Path]:
+    """A built checkout of another commit, removed afterwards.
+
+    Raises:
+        typer.BadParameter: git does not know the revision.
+    """
+    known = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+    )
+    if known.returncode != 0:
+        raise typer.BadParameter(f"git knows no commit {revision!r}", param_hint="--compare")
+    with tempfile.TemporaryDirectory(prefix="ldreg-compare-") as temporary:
+        folder = Path(temporary) / "checkout"
+        _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()], ROOT)
+        try:
+            say(f"building {revision} ({known.stdout[:10]})")
+            _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder)
+            yield folder
+        finally:
+            _run(["git", "worktree", "remove", "--force", str(folder)], ROOT)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -1,0 +1,157 @@
+"""Nearest-neighbour searches by torch's matrix product and by other libraries, behind one signature.
+
+    search(x [B, D], y [N, D] or None, k) -> distances [B, k] ascending, indices [B, k], the row itself left out
+
+Row i of x is row i of y. Libraries that know nothing of "self" are asked for k + 1 and the row's own index is removed.
+The libraries' settings stand here, each with the reason for it. None is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+
+Search = Callable[[Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+
+
+class UnavailableError(Exception):
+    """A contender cannot do a case here; the message, which is shown in the tables, says why."""
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a shared library it needs is not there
+        raise UnavailableError(f"missing: {error}") from None
+
+
+def product(precision: str, case: Case) -> Search:
+    """|y|^2 - 2 x y^T by one matrix product, then `torch.topk`: B x N memory, the matrix-product form's accuracy.
+
+    Args:
+        precision: of the product: "float32", "tf32" (CUDA) or "bfloat16", whatever dtype the features have.
+        case: any.
+    """
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        references = x if y is None else y
+        with float32_products(precision):
+            scores = _scores(x, references, precision)  # [B, N]
+        scores.fill_diagonal_(torch.inf)
+        found = scores.topk(k, largest=False)
+        squares = found.values + x.float().square().sum(1, keepdim=True)
+        return squares.clamp_(min=0).sqrt_(), found.indices
+
+    return search
+
+
+def _scores(x: Tensor, y: Tensor, precision: str) -> Tensor:
+    norms = y.float().square().sum(1)
+    if precision != "bfloat16":
+        return torch.addmm(norms, x.float(), y.float().T, alpha=-2)
+    x, y = x.bfloat16(), y.bfloat16()
+    if x.is_cuda:  # float32 out of the accumulators; the CPU's product rounds to bf16
+        return torch.sub(norms, torch.mm(x, y.T, out_dtype=torch.float32), alpha=2)
+    return torch.sub(norms, torch.mm(x, y.T), alpha=2)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch's float32 matrix products in tf32, or in float32, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def faiss_cpu(case: Case) -> Search:
+    """faiss `knn` (exact, float32). Blocks of 1024 x 1024 were the fastest of eight choices at 4096 x 4096 x 2048."""
+    faiss = _import("faiss")
+    faiss.cvar.distance_compute_blas_query_bs = 1024
+    faiss.cvar.distance_compute_blas_database_bs = 1024
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        queries = x.float().numpy()
+        references = queries if y is None else y.float().numpy()
+        squares, indices = faiss.knn(queries, references, k + 1)
+        return _without_self(torch.from_numpy(squares).sqrt_(), torch.from_numpy(indices))
+
+    return search
+
+
+def faiss_gpu(case: Case) -> Search:
+    """faiss `knn_gpu` on torch's tensors, half precision features as they are."""
+    faiss = _import("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise UnavailableError("missing: this faiss is built without GPU support")
+    _import("faiss.contrib.torch_utils")
+    resources = faiss.StandardGpuResources()
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        references = x if y is None else y
+        squares, indices = faiss.knn_gpu(resources, x, references, k + 1)
+        return _without_self(squares.float().sqrt_(), indices)
+
+    return search
+
+
+def scikit_learn(case: Case) -> Search:
+    """scikit-learn's brute-force neighbours, which is its ArgKmin reduction for dense float32 Euclidean data."""
+    neighbors = _import("sklearn.neighbors")
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        queries = x.float().numpy()
+        references = queries if y is None else y.float().numpy()
+        index = neighbors.NearestNeighbors(algorithm="brute", metric="euclidean").fit(references)
+        distances, indices = index.kneighbors(queries, n_neighbors=k + 1)
+        return _without_self(torch.from_numpy(distances), torch.from_numpy(indices))
+
+    return search
+
+
+def keops(case: Case) -> Search:
+    """KeOps `Kmin_argKmin` of the symbolic squared differences: no B x N memory, compiled for this D and k."""
+    keops_torch: ModuleType = _import("pykeops.torch")
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        x = x.float()
+        references = x if y is None else y.float()
+        rows = keops_torch.LazyTensor(x[:, None, :].contiguous())
+        columns = keops_torch.LazyTensor(references[None, :, :].contiguous())
+        squares, indices = ((rows - columns) ** 2).sum(-1).Kmin_argKmin(k + 1, dim=1)
+        return _without_self(squares.sqrt(), indices)
+
+    return search
+
+
+def cuvs(case: Case) -> Search:
+    """cuVS brute force on torch's tensors."""
+    brute_force = _import("cuvs.neighbors.brute_force")
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        x = x.float()
+        index = brute_force.build(x if y is None else y.float(), metric="sqeuclidean")
+        squares, indices = brute_force.search(index, x, k + 1)
+        return _without_self(
+            torch.as_tensor(squares, device=x.device).sqrt(), torch.as_tensor(indices, device=x.device)
+        )
+
+    return search
+
+
+def _without_self(distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists of k without the row's own index; a row that did not find itself loses its last."""
+    own = indices == torch.arange(len(indices), device=indices.device)[:, None]
+    own[:, -1] |= ~own.any(1)
+    keep = ~own
+    shape = len(indices), indices.shape[1] - 1
+    return distances[keep].view(shape), indices[keep].view(shape).long()

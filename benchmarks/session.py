@@ -1,0 +1,288 @@
+"""A run: suites of cases, contenders that take turns, rows in the results file.
+
+For every case all contenders are prepared and checked first. Then, round after round, each one has its turn, so that
+whatever the machine does meanwhile happens to all of them: a ratio compares times of one round, and its median over
+the rounds is what the tables show. What was not measured leaves a row that says why.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from .cases import Case
+from .contenders import YARDSTICK, Contender
+from .gate import WrongAnswerError
+from .records import RecordFile, Row, Run
+from .roofline import Rates
+from .train_step import StepCase, measure_step
+from .worker import NoMeasurementError, Worker
+
+UNITS = {"recall": "1", "lid error": "1", "gradient error": "1", "peak memory": "MB", "launches": "1"}
+TURN_MS = {"cpu": 40.0, "cuda": 10.0}  # a turn repeats a short call until it has taken about so long
+MOST_CALLS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much effort a run makes.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        threads: CPU threads of every contender.
+        rounds: turns of every contender in a case.
+        patience: seconds after which a contender that had a turn gets no more in this case.
+        limit: seconds one call may take.
+        seconds: of the whole run, after which cases are reported as not reached.
+    """
+
+    device: str
+    threads: int
+    rounds: int = 7
+    patience: float = 20.0
+    limit: float = 60.0
+    seconds: float = math.inf
+
+
+@dataclass
+class Times:
+    """Milliseconds of one contender, the median of each turn."""
+
+    turns: list[float] = field(default_factory=list)
+    calls: int = 0
+    spent: float = 0.0  # seconds
+
+
+class Session:
+    """Runs suites and appends rows.
+
+    Args:
+        run: what all rows share.
+        file: where rows go.
+        options: how much effort.
+        contenders: who takes part, this package's backends first.
+        say: prints a line of progress.
+    """
+
+    def __init__(
+        self, run: Run, file: RecordFile, options: Options, contenders: Sequence[Contender], say: Callable[[str], None]
+    ) -> None:
+        self.run, self.file, self.options, self.say = run, file, options, say
+        self.contenders = contenders
+        self.workers = {c.name: Worker(c.name, options.device, options.threads) for c in contenders}
+        self.started = time.monotonic()
+        self.rates: Rates | None = None
+        self.wrong: list[str] = []  # this package's own wrong answers, which fail the run
+        self.not_reached: list[str] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for worker in self.workers.values():
+            worker.stop()
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the run's budget."""
+        return self.options.seconds - (time.monotonic() - self.started)
+
+    def measure_rates(self) -> None:
+        """Rates of the hardware, from which the floors of every case are made."""
+        worker = Worker(YARDSTICK, self.options.device, self.options.threads)
+        try:
+            self.rates = Rates(**worker.rates())
+        finally:
+            worker.stop()
+        for precision, rate in self.rates.products.items():
+            self._append(_rate_row(f"{YARDSTICK} {precision}", rate, "GFLOP/s"))
+        self._append(_rate_row("copy", self.rates.copy, "GB/s"))
+        products = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in self.rates.products.items())
+        self.say(f"measured rates: matrix product {products}; copy {self.rates.copy:.0f} GB/s")
+
+    def measure(self, suite: str, cases: Iterable[Case]) -> None:
+        """Time every case of a suite."""
+        for case in self._affordable(suite, cases):
+            self.say(f"{suite} {case}")
+            ready = self._prepare(suite, case)
+            times = self._rounds(suite, case, ready)
+            self._report(suite, case, times)
+            for name in times:
+                self._counters(suite, case, name)
+            for worker in self.workers.values():
+                worker.release()
+
+    def measure_memory(self, suite: str, cases: Iterable[Case]) -> None:
+        """Peak resident memory of every case, each measurement in a fresh process: for the CPU."""
+        for case in self._affordable(suite, cases):
+            self.say(f"{suite} {case}")
+            # Memory does not depend on who else is running; only two large ones together might not fit.
+            together = 2 if case.B * case.N <= 2**26 else 1
+            memory_limit = int(0.85 * available_memory() / together)
+
+            def resident(contender: Contender, case: Case = case, memory_limit: int = memory_limit) -> Row:
+                worker = Worker(contender.name, "cpu", self.options.threads, memory_limit=memory_limit)
+                try:
+                    peak = worker.resident_memory(case, self.options.limit)
+                    return _row(suite, case, contender.name, "peak memory", peak, unit="MB", repetitions=1)
+                except NoMeasurementError as state:
+                    limit = f" at {memory_limit / 1e9:.1f} GB" if str(state) == "out of memory" else ""
+                    return state_row(suite, case, contender.name, f"{state}{limit}")
+                finally:
+                    worker.stop()
+
+            with ThreadPoolExecutor(together) as pool:
+                for row in pool.map(resident, [c for c in self.contenders if c.checked]):
+                    self._append(row)
+                    self.say(f"  {row.backend:24} {row.note or f'{row.value:.0f} MB'}")
+
+    def measure_train_steps(self, suite: str, cases: Iterable[StepCase]) -> None:
+        """SimCLR steps with each regulariser, in this process: they share the network, and nobody else is timed now."""
+        for case in cases:
+            name = f"{suite} {case.mode} {case.images} images"
+            if self.seconds_left <= 0:
+                self.not_reached.append(name)
+                continue
+            self.say(name)
+            try:
+                rows = measure_step(case, torch.device(self.options.device), self.options.patience)
+            except WrongAnswerError as error:
+                self.wrong.append(f"{name}: {error}")
+                continue
+            for row in rows:
+                self._append(row)
+                if row.statistic in ("time", "state"):
+                    self.say(f"  {row.backend:24} " + (row.note or f"{row.value:10.2f} ms"))
+
+    # --------------------------------------------------------------------------------------------- one case
+
+    def _affordable(self, suite: str, cases: Iterable[Case]) -> Iterator[Case]:
+        for case in cases:
+            if self.seconds_left > 0:
+                yield case
+            else:
+                self.not_reached.append(f"{suite} {case}")
+                self._append(state_row(suite, case, "-", "not reached"))
+
+    def _prepare(self, suite: str, case: Case) -> dict[str, float]:
+        """Contenders that gave a right answer, with the time of their first call in ms; rows for all others."""
+
+        def prepare(contender: Contender) -> tuple[Contender, dict[str, float] | NoMeasurementError]:
+            try:
+                return contender, self.workers[contender.name].prepare(case, self.options.limit)
+            except NoMeasurementError as state:
+                return contender, state
+
+        ready = {}
+        # Nothing is timed yet, so on the CPU two may compile at once; a GPU's memory is better used one by one.
+        with ThreadPoolExecutor(2 if self.options.device == "cpu" and case.B * case.N <= 2**26 else 1) as pool:
+            for contender, found in pool.map(prepare, self.contenders):
+                if isinstance(found, NoMeasurementError):
+                    self._nothing(suite, case, contender.name, found)
+                    continue
+                ready[contender.name] = found.pop("first call")
+                for statistic, value in found.items():
+                    self._append(_row(suite, case, contender.name, statistic, value, unit=UNITS[statistic]))
+        return ready
+
+    def _nothing(self, suite: str, case: Case, name: str, state: NoMeasurementError) -> None:
+        self._append(state_row(suite, case, name, str(state)))
+        self.say(f"  {name:24} {state}")
+        if state.details:
+            self.say(state.details)
+        if name.startswith("ldreg ") and str(state).startswith(("wrong", "failed")):
+            self.wrong.append(f"{name} {case}: {state}")
+
+    def _rounds(self, suite: str, case: Case, ready: dict[str, float]) -> dict[str, Times]:
+        times = {name: Times() for name in ready}
+        for _ in range(self.options.rounds):
+            for name, had in list(times.items()):
+                if had.turns and (had.spent > self.options.patience or self.seconds_left <= 0):
+                    continue
+                try:
+                    self._turn(name, had, expected=had.turns[-1] if had.turns else ready[name])
+                except NoMeasurementError as state:
+                    del times[name]
+                    self._nothing(suite, case, name, state)
+        return times
+
+    def _turn(self, name: str, had: Times, expected: float) -> None:
+        calls = max(1, min(MOST_CALLS, math.ceil(TURN_MS[self.options.device] / expected)))
+        start = time.monotonic()
+        taken = self.workers[name].milliseconds(calls, self.options.limit)
+        had.spent += time.monotonic() - start
+        had.calls += calls
+        had.turns.append(statistics.median(taken))
+
+    def _report(self, suite: str, case: Case, times: dict[str, Times]) -> None:
+        ours = next((c.name for c in self.contenders if c.ours and c.name in times), None)
+        for name, had in times.items():
+            self._append(_spread(suite, case, name, "time", "ms", had.turns, had.calls))
+            line = f"  {name:24} {statistics.median(had.turns):10.2f} ms"
+            if ours is not None and name != ours:
+                ratios = [theirs / mine for theirs, mine in zip(had.turns, times[ours].turns, strict=False)]
+                self._append(_spread(suite, case, name, "ratio", "1", ratios, had.calls))
+                line += f"  {statistics.median(ratios):6.2f}x"
+            self.say(line)
+        if self.rates is None:
+            return
+        floors = dict(zip(("gemm floor", "gather floor"), self.rates.floors_ms(case), strict=True))
+        for statistic, value in floors.items():
+            self._append(_row(suite, case, "roofline", statistic, value, unit="ms"))
+        for contender in self.contenders:
+            if contender.ours and contender.name in times:
+                shares = [turn / sum(floors.values()) for turn in times[contender.name].turns]
+                self._append(_spread(suite, case, contender.name, "of the floor", "1", shares, len(shares)))
+
+    def _counters(self, suite: str, case: Case, name: str) -> None:
+        if self.options.device != "cuda":
+            return
+        try:
+            counters = self.workers[name].counters()
+        except NoMeasurementError as state:
+            self._nothing(suite, case, name, state)
+            return
+        for statistic, value in counters.items():
+            if value is not None:
+                self._append(_row(suite, case, name, statistic, value, unit=UNITS[statistic], repetitions=1))
+
+    def _append(self, row: Row) -> None:
+        self.file.append(self.run, [row])
+
+
+def available_memory() -> int:
+    """Bytes a process can have without pushing others out, as Linux estimates it."""
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+def _row(suite: str, case: Case, backend: str, statistic: str, value: float | None = None, **more: object) -> Row:
+    shape = {"B": case.B, "N": case.N, "D": case.D, "k": case.k, "dtype": case.dtype, "mode": case.mode}
+    return Row(suite=suite, op=case.op, backend=backend, statistic=statistic, value=value, **shape, **more)  # type: ignore[arg-type]
+
+
+def state_row(suite: str, case: Case, backend: str, note: str) -> Row:
+    return _row(suite, case, backend, "state", note=note)
+
+
+def _spread(
+    suite: str, case: Case, backend: str, statistic: str, unit: str, values: list[float], repetitions: int
+) -> Row:
+    low, median, high = np.percentile(values, (20, 50, 80)).tolist()
+    return _row(suite, case, backend, statistic, median, unit=unit, low=low, high=high, repetitions=repetitions)
+
+
+def _rate_row(name: str, rate: float, unit: str) -> Row:
+    return Row("rates", "rate", name, 0, 0, 0, 0, "", "", "rate", unit, rate)
