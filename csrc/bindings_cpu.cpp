@@ -125,6 +125,8 @@ void loss(uintptr_t lid, uintptr_t degenerate, int64_t rows, bool is_double, int
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "ldreg_kernels CPU kernels over raw addresses; ldreg_kernels.kernels.native is the caller.";
+  m.def("borrow_workers", [](uintptr_t parallel) { ldreg::borrow_workers(reinterpret_cast<ldreg::OpenmpParallel>(parallel)); },
+        "Use the workers of the OpenMP runtime whose GOMP_parallel is at this address; 0: threads of our own.");
   m.def("isa", [] { return std::string(native_kernels().isa); }, "The instruction set the kernels run with.");
   py::class_<PyProblem>(m, "Problem")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int, bool, uintptr_t, int64_t, int,

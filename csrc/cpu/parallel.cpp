@@ -1,6 +1,10 @@
 // See parallel.h.
 #include "parallel.h"
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 #include <algorithm>
 #include <condition_variable>
 #include <exception>
@@ -21,50 +25,99 @@ bool Control::stopped() {
   return stop_.load(std::memory_order_relaxed);
 }
 
-void parallel_items(int64_t items, int threads, Control& control, void (*body)(void*, int64_t), void* context) {
-  const int workers = static_cast<int>(std::min<int64_t>(threads, items));
-  std::atomic<int64_t> next{0};
-  std::mutex mutex;
-  std::condition_variable done;
-  std::exception_ptr failure;
-  int running = 0;
+namespace {
 
-  auto work = [&] {
-    try {
-      for (int64_t item = next++; item < items && !control.stopped(); item = next++) body(context, item);
-    } catch (...) {
-      next = items;
+std::atomic<OpenmpParallel> lent{nullptr};
+
+// The items of one call and how far they are.
+struct Items {
+  int64_t count;
+  Control& control;
+  void (*body)(void*, int64_t);
+  void* context;
+  std::atomic<int64_t> next{0};
+  std::mutex mutex{};
+  std::condition_variable left{};
+  int working = 0;
+  std::exception_ptr failure{};
+
+  // What every thread does. One that comes late finds nothing to do.
+  void work() {
+    {
       std::lock_guard<std::mutex> lock(mutex);
-      if (!failure) failure = std::current_exception();
+      ++working;
     }
-  };
-  std::vector<std::thread> pool;
-  pool.reserve(std::max(workers - 1, 0));
-  for (int t = 1; t < workers; ++t) {
-    std::lock_guard<std::mutex> lock(mutex);
+    std::exception_ptr thrown;
     try {
-      pool.emplace_back([&] {
-        work();
-        std::lock_guard<std::mutex> lock(mutex);
-        if (--running == 0) done.notify_one();
-      });
-    } catch (const std::system_error&) {
-      break;  // the system gives no more threads: those there are do the work
+      for (int64_t item = next++; item < count && !control.stopped(); item = next++) body(context, item);
+    } catch (...) {
+      next = count;
+      thrown = std::current_exception();
     }
-    ++running;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (thrown && !failure) failure = thrown;
+    if (--working == 0) left.notify_all();
   }
-  work();
-  {  // the caller keeps polling while the others finish
+
+  // And the caller after that: wait for the others, polling.
+  void wait() {
     std::unique_lock<std::mutex> lock(mutex);
-    while (running > 0) {
-      done.wait_for(lock, std::chrono::milliseconds(50));
+    while (working > 0) {
+      left.wait_for(lock, std::chrono::milliseconds(50));
       lock.unlock();
       control.stopped();
       lock.lock();
     }
   }
+};
+
+void run_on_lent_workers(OpenmpParallel openmp, Items& items, int workers) {
+  struct Call {
+    Items& items;
+    std::thread::id caller = std::this_thread::get_id();
+  } call{items};
+  const auto body = [](void* context) {
+    auto& own = *static_cast<Call*>(context);
+    own.items.work();
+    if (std::this_thread::get_id() == own.caller) own.items.wait();
+  };
+  openmp(body, &call, static_cast<unsigned>(workers), 0);
+}
+
+void run_on_own_threads(Items& items, int workers) {
+  std::vector<std::thread> pool;
+  pool.reserve(workers - 1);
+  try {
+    for (int t = 1; t < workers; ++t) pool.emplace_back([&] { items.work(); });
+  } catch (const std::system_error&) {
+    // the system gives no more threads: those there are do the work
+  }
+  items.work();
+  items.wait();
   for (auto& thread : pool) thread.join();
-  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+void borrow_workers(OpenmpParallel parallel) {
+#ifndef _WIN32
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { lent = nullptr; });
+  if (registered != 0) return;  // without it a forked child would wait for workers it does not have
+#endif
+  lent = parallel;
+}
+
+void parallel_items(int64_t count, int threads, Control& control, void (*body)(void*, int64_t), void* context) {
+  Items items{count, control, body, context};
+  const int workers = static_cast<int>(std::min<int64_t>(threads, count));
+  const OpenmpParallel openmp = lent;
+  if (workers <= 1)
+    items.work();
+  else if (openmp)
+    run_on_lent_workers(openmp, items, workers);
+  else
+    run_on_own_threads(items, workers);
+  if (items.failure) std::rethrow_exception(items.failure);
 }
 
 }  // namespace ldreg

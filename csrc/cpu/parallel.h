@@ -1,4 +1,9 @@
-// Threads for one call: started, used and joined within it (so a fork between calls is harmless), able to stop early.
+// Threads for one call, able to stop early: torch's own OpenMP workers if they were lent, else threads that are started and
+// joined within the call.
+//
+// After each of its parallel loops an OpenMP runtime lets its workers spin for some milliseconds, in case the next loop
+// comes soon. Threads of ours would share the processors with them; borrowed workers start at once instead. A forked
+// child does not inherit workers, so it starts threads.
 //
 // The caller's thread works too, and now and then runs `poll` (the binding looks for Ctrl-C there). A `true` from it
 // makes `stopped()` true for everyone; long loops ask it once per tile. It does not schedule nested parallelism.
@@ -26,5 +31,12 @@ struct Control {
 // body(context, item) for every item in [0, items), over at most `threads` threads, in no particular order. An exception
 // in any of them is rethrown here after all have ended.
 void parallel_items(int64_t items, int threads, Control& control, void (*body)(void*, int64_t), void* context);
+
+// The entry point of an OpenMP runtime that `#pragma omp parallel` calls under GCC's ABI, which LLVM's and Intel's
+// runtimes have too: fn(data) on `threads` threads, the caller among them, until all have returned.
+using OpenmpParallel = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+
+// Run every later call on that runtime's workers; nullptr for threads of our own.
+void borrow_workers(OpenmpParallel parallel);
 
 }  // namespace ldreg

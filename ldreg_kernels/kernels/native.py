@@ -1,11 +1,13 @@
 """The C++ CPU backend: takes tensors apart into addresses and sizes, allocates the outputs, calls `_cpu`.
 
-Uses as many threads as torch was told to (`torch.set_num_threads`), releases the GIL, stops on Ctrl-C. What it computes
-and how is in csrc/cpu/search.h and csrc/lid_math.h.
+Uses as many threads as torch was told to (`torch.set_num_threads`), and torch's own workers where it finds them;
+releases the GIL, stops on Ctrl-C. What it computes and how is in csrc/cpu/search.h and csrc/lid_math.h.
 """
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +25,32 @@ else:
     _reason = ""
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum DType in csrc/cpu/problem.h
+
+
+def _torch_workers() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch computes with; 0 where that cannot be told.
+
+    Several runtimes may be loaded (scikit-learn and faiss bring their own). Torch's is the one in its own folder, or
+    else the only one there is.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # not Linux
+        return 0
+    paths = {Path(line.split(maxsplit=5)[-1].strip()) for line in maps.read_text().splitlines() if "/lib" in line}
+    runtimes = sorted(path for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp")))
+    folders = (Path(torch.__file__).parent / "lib", Path(torch.__file__).parent.with_name("torch.libs"))
+    candidates = [path for path in runtimes if path.parent in folders] or runtimes
+    if len(candidates) != 1:
+        return 0
+    try:
+        entry = ctypes.CDLL(str(candidates[0])).GOMP_parallel  # loaded already: this only looks it up
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(entry, ctypes.c_void_p).value or 0
+
+
+if _cpu is not None:
+    _cpu.borrow_workers(_torch_workers())
 
 
 def unavailable_reason() -> str | None:
