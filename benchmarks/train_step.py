@@ -1,0 +1,434 @@
+"""What the regulariser costs inside a training step: SimCLR with ResNet-50 or ViT-B on synthetic images.
+
+    f = encoder(two views),  total = NT-Xent(projector(f)) + 0.01 R(f),  backward, optimiser
+
+Three variants of one step: `none` (no R), `naive` (the published form: cdist, sort, autograd, and two more passes for
+the LIDs that the published training logs at every step) and `fused` (one call of `ldreg_loss`, the same LIDs from the
+same pass). They take turns within every round, on the same weights and the same images, because the speed of a shared
+machine drifts.
+
+Nothing is timed before the first step's features gave the right answer (`check`). Augmentation, data loading and
+several processes are not part of the step; the networks are transformers' own with random weights.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ldreg_kernels as ldk
+from ldreg_kernels.kernels.reference import mle, mom, published_lid
+from ldreg_kernels.losses.ntxent import nt_xent_loss
+
+from .cases import TRACK
+from .gate import ROUNDING, ROWS, TIE, WrongAnswerError
+from .records import Row
+
+Network = Literal["resnet50", "vit-b"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+VARIANTS = ("none", "naive", "fused")
+BETA = 0.01  # weight of R in the published SimCLR training
+BUFFERS = 3  # batches of images that rounds rotate over
+MIN_ROUNDS = 2
+CALLS_ALONE = 3  # of the regulariser in each round: it takes a hundredth of a step, and one call is at chance's mercy
+# After the step that gives the gate its features. A GPU chooses algorithms and grows its memory pool in the first ones.
+WARM_UP_ROUNDS = {"cpu": 0, "cuda": 3}
+
+Track = Sequence[tuple[str, int]]
+# A regulariser: features [B, D], k, LIDs to log -> R, and those LIDs [B] each
+Regulariser = Callable[[Tensor, int, Track], tuple[Tensor, list[Tensor]]]
+
+
+# ------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One training step: `images` images in two views each, so 2 * images rows of features.
+
+    `overrides` replaces settings of the network's configuration, for tests that cannot wait for a ResNet-50.
+    """
+
+    network: Network
+    images: int
+    pixels: int
+    k: int = 64
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {self.network!r}")
+        if not 2 <= self.k <= self.batch - 2:
+            # The published form would quietly take fewer neighbours.
+            raise ValueError(f"k must be in [2, 2 * images - 2 = {self.batch - 2}], got {self.k}")
+
+    @property
+    def batch(self) -> int:
+        """Rows of features in a step, B."""
+        return 2 * self.images
+
+    @property
+    def track(self) -> tuple[tuple[str, int], ...]:
+        """The LIDs logged beside, each k cut to B - 2 as the published code does."""
+        return tuple((estimator, min(k, self.batch - 2)) for estimator, k in TRACK)
+
+    @property
+    def mode(self) -> str:
+        """For example "simclr resnet50 224px"."""
+        return f"simclr {self.network}{' (cut down)' if self.overrides else ''} {self.pixels}px"
+
+    @property
+    def note(self) -> str:
+        """What differs from the published step, "" where nothing does."""
+        pairs = zip(TRACK, self.track, strict=True)
+        cut = [f"{name} {k} ran with k = {used}" for (name, k), (_, used) in pairs if used < k]
+        return f"only {self.batch} rows: {', '.join(cut)}" if cut else ""
+
+
+_CPU = (StepCase("resnet50", 260, 32), StepCase("vit-b", 128, 32))  # 520 rows: room for the 512 neighbours logged
+_CPU_QUICK = (StepCase("resnet50", 96, 32), StepCase("vit-b", 36, 32))
+_CUDA_QUICK = (StepCase("resnet50", 256, 224), StepCase("vit-b", 256, 224))
+# The network's time grows with B, the regulariser's with B squared: small images show a batch as large as papers use.
+_CUDA = (*_CUDA_QUICK, StepCase("resnet50", 1024, 96), StepCase("vit-b", 1024, 96))
+
+
+def step_cases(device: str, *, quick: bool = False) -> tuple[StepCase, ...]:
+    """The steps worth timing on a device, "cpu" or "cuda"; `quick` is half a minute on two CPU cores."""
+    found = {("cpu", False): _CPU, ("cpu", True): _CPU_QUICK, ("cuda", False): _CUDA, ("cuda", True): _CUDA_QUICK}
+    if (device, quick) not in found:
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    return found[device, quick]
+
+
+# ------------------------------------------------------------------------------------------------- the step
+
+
+class Encoder(nn.Module):
+    """images [B, 3, H, W] -> features [B, D]: ResNet's average over positions, or ViT's CLS token."""
+
+    def __init__(self, case: StepCase) -> None:
+        super().__init__()
+        from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel  # the [train] extra
+
+        self.is_vit = case.network == "vit-b"
+        if self.is_vit:
+            settings = {"image_size": case.pixels, "patch_size": 16, **case.overrides}  # the rest is ViT-B by default
+            self.network = ViTModel(ViTConfig(**settings), add_pooling_layer=False)
+            self.output_dim: int = self.network.config.hidden_size
+        else:
+            depths, widths = [3, 4, 6, 3], [256, 512, 1024, 2048]
+            settings = {"depths": depths, "hidden_sizes": widths, "layer_type": "bottleneck", **case.overrides}
+            self.network = ResNetModel(ResNetConfig(**settings))
+            self.output_dim = self.network.config.hidden_sizes[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D]."""
+        output = self.network(images)
+        features: Tensor = output.last_hidden_state[:, 0] if self.is_vit else output.pooler_output.flatten(1)
+        return features
+
+
+def projector(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+    """SimCLR's head, layer for layer `ldreg_kernels.trainer.heads.simclr_projector` (a test compares them).
+
+    Importing that one asks for everything the trainer needs, which a machine that only measures may lack.
+    """
+    last_norm = nn.BatchNorm1d(output_dim)
+    last_norm.bias.requires_grad_(False)
+    return nn.Sequential(
+        nn.Linear(input_dim, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, output_dim, bias=False),
+        last_norm,
+    )
+
+
+class TrainStep:
+    """Networks, optimiser and images of a case; `run` is one optimisation step.
+
+    The learning rate is 0: the optimiser does all its work, yet every step of every variant begins from the same
+    weights, so that variants see the same features.
+    """
+
+    def __init__(self, case: StepCase, device: torch.device) -> None:
+        self.case, self.device = case, device
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder = Encoder(case)
+            hidden, output = (4096, 256) if case.network == "vit-b" else (2048, 128)
+            self.projector = projector(self.encoder.output_dim, hidden, output)
+        # The faster layout for convolutions under tensor cores, and on a CPU too.
+        self.layout = torch.contiguous_format if case.network == "vit-b" else torch.channels_last
+        self.encoder.to(device=device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.projector.to(device).train()
+        self.temperature = 0.2 if case.network == "vit-b" else 0.1
+        self.optimiser = self._optimiser()
+        self.batches = [self._images(seed) for seed in range(BUFFERS)]
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        parameters = [p for module in (self.encoder, self.projector) for p in module.parameters() if p.requires_grad]
+        if self.case.network == "vit-b":
+            return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.1)
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-6)
+
+    def _images(self, seed: int) -> Tensor:
+        """View 1 stacked on view 2, [B, 3, H, W]: smooth random images, and noise that differs between the views.
+
+        Noise alone would not do: averaged over its positions every image would look the same to the network.
+        """
+        case = self.case
+        generator = torch.Generator(self.device).manual_seed(seed)
+        coarse = torch.randn(case.images, 3, 4, 4, generator=generator, device=self.device)
+        images = F.interpolate(coarse, size=case.pixels, mode="bilinear").repeat(2, 1, 1, 1)
+        noise = torch.randn(images.shape, generator=generator, device=self.device)
+        return (images + 0.2 * noise).contiguous(memory_format=self.layout)
+
+    def run(self, index: int, regulariser: Regulariser | None) -> Tensor:
+        """One step on batch `index`; returns its features, detached."""
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on_gpu):
+            features = self.encoder(self.batches[index % BUFFERS])  # [B, D]
+            z1, z2 = self.projector(features).chunk(2)
+        total = nt_xent_loss(z1, z2, temperature=self.temperature)
+        if regulariser is not None:
+            total = total + BETA * regulariser(features, self.case.k, self.case.track)[0]
+        total.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return features.detach()
+
+
+# ------------------------------------------------------------------------------------------------- variants
+
+
+def naive(features: Tensor, k: int, track: Track) -> tuple[Tensor, list[Tensor]]:
+    """The published form: one pass of cdist and sort for R, one more for every LID that is logged."""
+    x = features.float()  # the paper's distances are float32
+    references = x.detach()
+    value = -published_lid(x, references, k).log().mean()
+    with torch.no_grad():
+        return value, [published_lid(references, references, tracked_k, name) for name, tracked_k in track]
+
+
+def fused(features: Tensor, k: int, track: Track) -> tuple[Tensor, list[Tensor]]:
+    """The fused op: everything from one pass."""
+    value, stats = ldk.ldreg_loss(features, k=k, track=track, return_stats=True)
+    return value, list(stats.tracked.values())
+
+
+def fused_reason(device: torch.device) -> str | None:
+    """Why no fused backend runs on this device, or None. `auto` would take the reference there."""
+    found = ldk.backends()
+    reasons = {name: found[name] for name in (("cpu",) if device.type == "cpu" else ("cuda", "triton"))}
+    return None if None in reasons.values() else "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def regularisers(device: torch.device) -> dict[str, Regulariser | None]:
+    """The variants that run on this device; `none` has no regulariser."""
+    found: dict[str, Regulariser | None] = {"none": None, "naive": naive}
+    return found if fused_reason(device) else {**found, "fused": fused}
+
+
+# ------------------------------------------------------------------------------------------------- the gate
+
+# Of R: the mean of ln LID, each LID within a few 1e-6; relative where R is above 1.
+LOSS = 2e-5
+# The published form takes its distances from a float32 matrix product: 4e-7 off on features like these, 1e-2 on
+# collapsed ones, where it computes something else and its time is no comparison.
+PUBLISHED_LOSS = 1e-3
+# Relative, in L2, over rows whose k-th neighbour is not tied; the second times 1 + LID, which conditions it.
+GRADIENT, GRADIENT_PER_LID = 1e-5, 1e-7
+
+
+def check(features: Tensor, case: StepCase, device: torch.device) -> None:
+    """Refuse to time a wrong answer: R of both forms, logged LIDs and gradient of ours, all against float64.
+
+    Raises:
+        WrongAnswerError: what is off, by how much, and what was allowed.
+    """
+    longest = max([case.k + 1, *(k for _, k in case.track)])
+    d = ldk.knn(features.double(), k=longest, backend="reference").distances  # [B, longest]
+    truth = -float(mom(d[:, : case.k]).log().mean())
+    _within("naive: R", abs(_answer(naive, features, case)[0] - truth), PUBLISHED_LOSS * max(1.0, abs(truth)))
+    if fused_reason(device):
+        return
+    value, logged, gradient = _answer(fused, features, case)
+    _within("fused: R", abs(value - truth), LOSS * max(1.0, abs(truth)))
+    for (_, k), ours in zip(case.track, logged, strict=True):
+        true = mle(d[:, :k])  # [B]
+        allowed = (1 + true) * (2e-7 * true).clamp(min=4e-6)  # the contract; above LID 20, 2e-7 in a distance
+        error = float(((ours - true).abs() / allowed).max())
+        _within(f"fused: in units of what is allowed, the LIDs of k = {k} are", error, 1.0)
+    _check_gradient(gradient, features, case, d)
+
+
+def _check_gradient(gradient: Tensor, features: Tensor, case: StepCase, d: Tensor) -> None:
+    """Some rows of dR / d features [B, D], d [B, k + 1 or more] their distances; all rows would fill a GPU's memory."""
+    # Where neighbours tie for the k-th place either choice is right, and the gradients differ.
+    untied = d[:, case.k - 2 : case.k + 1].diff(dim=1).amin(1) > TIE * d[:, case.k]  # [B]
+    candidates = untied.nonzero().flatten()
+    rows = candidates[:: max(1, len(candidates) // ROWS)]
+    everything = features.double()
+    own = everything[rows].requires_grad_()
+    value = ldk.ldreg_loss(own, everything, k=case.k, self_index=rows, reduction="sum", backend="reference")
+    (true,) = torch.autograd.grad(value / case.batch, own)
+    conditioned = max(GRADIENT, GRADIENT_PER_LID * (1 + float(mom(d[rows, : case.k]).max())))
+    rounding = ROUNDING[str(features.dtype).removeprefix("torch.")]
+    _within("fused: the gradient", float((gradient[rows].double() - true).norm() / true.norm()), conditioned + rounding)
+
+
+def _answer(regulariser: Regulariser, features: Tensor, case: StepCase) -> tuple[float, list[Tensor], Tensor]:
+    """R, the logged LIDs and the gradient of R."""
+    leaf = features.detach().clone().requires_grad_()
+    value, logged = regulariser(leaf, case.k, case.track)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return float(value.detach()), logged, gradient
+
+
+def _within(what: str, error: float, allowed: float) -> None:
+    if not error <= allowed:  # NaN is not within anything
+        raise WrongAnswerError(f"{what} off by {error:.1e} from float64, {allowed:.1e} allowed; not timed")
+
+
+# ------------------------------------------------------------------------------------------------- timing
+
+
+@dataclass
+class Samples:
+    """One variant's measurements, one per round."""
+
+    step: list[float] = field(default_factory=list)  # ms
+    regulariser: list[float] = field(default_factory=list)  # ms, empty for `none`
+    peak: list[float] = field(default_factory=list)  # MB, empty on a CPU
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call; on a GPU between two events on its stream."""
+    if device.type == "cpu":
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def take_turn(step: TrainStep, index: int, regulariser: Regulariser | None, into: Samples) -> None:
+    """One variant's turn in round `index`: a whole step, then the regulariser alone on that step's features.
+
+    Inside the step autograd interleaves the regulariser's backward with the network's, so it cannot be timed there;
+    forward and backward on detached features are exactly its own work.
+    """
+    device, case = step.device, step.case
+    features: list[Tensor] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    into.step.append(milliseconds(lambda: features.append(step.run(index, regulariser)), device))
+    if device.type == "cuda":
+        into.peak.append(torch.cuda.max_memory_allocated(device) / 1e6)
+    if regulariser is not None:
+        leaf = features[0].clone().requires_grad_()
+        alone = partial(_forward_and_backward, regulariser, leaf, case)
+        into.regulariser.append(statistics.median(milliseconds(alone, device) for _ in range(CALLS_ALONE)))
+
+
+def _forward_and_backward(regulariser: Regulariser, features: Tensor, case: StepCase) -> None:
+    features.grad = None  # as in the step, nothing is there to add to
+    regulariser(features, case.k, case.track)[0].backward()
+
+
+def sample(case: StepCase, device: torch.device, seconds: float) -> tuple[int, dict[str, Samples]]:
+    """Feature width D, and every variant's samples from rounds that end with the budget, set-up included."""
+    deadline = time.perf_counter() + seconds
+    step = TrainStep(case, device)
+    features = step.run(0, None)
+    check(features, case, device)
+    variants = regularisers(device)
+    for _ in range(WARM_UP_ROUNDS[device.type]):
+        for regulariser in variants.values():
+            take_turn(step, 0, regulariser, Samples())
+    found = {name: Samples() for name in variants}
+    for index in count():
+        if index >= MIN_ROUNDS and time.perf_counter() >= deadline:
+            break
+        names = list(variants)
+        for name in names[index % len(names) :] + names[: index % len(names)]:  # nobody is always first
+            take_turn(step, index, variants[name], found[name])
+    return features.shape[1], found
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+def measure_step(case: StepCase, device: torch.device, seconds: float) -> list[Row]:
+    """Time a case for about `seconds`, and never less than two rounds.
+
+    Args:
+        case: the step.
+        device: "cpu", or "cuda" with this process's current GPU.
+        seconds: budget; a round that began before its end is finished.
+
+    Returns:
+        Rows per variant: time; peak memory on a GPU; for `naive` and `fused` the regulariser's share of the step; for
+        `none` and `naive` the ratio to `fused`. What cannot run gives `state` rows with the reason.
+
+    Raises:
+        WrongAnswerError: see `check`.
+    """
+    # dtype: of the network's products. The losses are float32 everywhere.
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    base = Row("train-step", "train_step", "", case.batch, case.batch, 0, case.k, dtype, case.mode, "state")
+    if find_spec("transformers") is None:
+        return [replace(base, backend=name, note="transformers is not installed") for name in VARIANTS]
+    try:
+        D, samples = sample(case, device, seconds)
+    except torch.OutOfMemoryError:
+        return [replace(base, backend=name, note="ran out of GPU memory") for name in VARIANTS]
+    base = replace(base, D=D)
+    rows = [row for name in samples for row in _rows_of(name, samples, case, base)]
+    reason = fused_reason(device)
+    return rows if reason is None else [*rows, replace(base, backend="fused", note=f"no fused backend: {reason}")]
+
+
+def _rows_of(name: str, samples: dict[str, Samples], case: StepCase, base: Row) -> list[Row]:
+    own, ours = samples[name], samples.get("fused")
+    base = replace(base, backend=name, note="" if name == "none" else case.note)
+    rows = [_summary(base, "time", "ms", own.step)]
+    if own.peak:
+        everything = replace(base, note="the whole step: weights, optimiser and images included")
+        rows.append(_summary(everything, "peak memory", "MB", own.peak))
+    if own.regulariser:
+        alone = statistics.median(own.regulariser)
+        note = "; ".join(filter(None, [f"{alone:.3g} ms alone", base.note]))
+        share = alone / statistics.median(own.step)  # of medians from the same rounds, so without a spread of its own
+        repetitions = len(own.step)
+        rows.append(replace(base, statistic="share", unit="1", value=share, repetitions=repetitions, note=note))
+    if ours is not None and name != "fused":
+        rows.append(_summary(base, "ratio", "1", _over(own.step, ours.step)))
+    return rows
+
+
+def _over(a: list[float], b: list[float]) -> list[float]:
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+def _summary(base: Row, statistic: str, unit: str, values: list[float]) -> Row:
+    """The median, with the 20th and 80th percentiles."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    middle = statistics.median(values)
+    spread = {"value": middle, "low": fifths[0], "high": fifths[-1], "repetitions": len(values)}
+    return replace(base, statistic=statistic, unit=unit, **spread)  # type: ignore[arg-type]
