@@ -5,7 +5,6 @@ Exit codes: 0 measured, 1 a backend of this package gave a wrong answer or faile
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from .train_step import step_cases
 
 TRAIN_STEP = "train-step"
 FULL = Options("cpu", 1)
-QUICK = Options("cpu", 1, rounds=3, patience=2.5, limit=4.0)
+QUICK = Options("cpu", 1, rounds=3, patience=1.5, limit=1.5, seconds=165.0)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -40,7 +39,9 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of every contender; default: all.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of every contender; default 7, quick 3.")] = None,
-    seconds: Annotated[float, typer.Option(help="Time for the run; cases it does not reach are named.")] = math.inf,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for the run; cases it does not reach are named. Default none, quick 165.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; default runs/bench.")] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Measure nothing: page, plots and README from benchmarks/results.")
@@ -67,10 +68,14 @@ def bench(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no CUDA device", param_hint="--device")
 
+    effort = QUICK if quick else FULL
     options = replace(
-        QUICK if quick else FULL, device=device, threads=threads or torch.get_num_threads(), seconds=seconds
+        effort,
+        device=device,
+        threads=threads or torch.get_num_threads(),
+        rounds=rounds or effort.rounds,
+        seconds=effort.seconds if seconds is None else seconds,
     )
-    options = replace(options, rounds=rounds or options.rounds)
     if compare_with is not None:
         compare(compare_with, chosen.get("headline", ()), options, typer.echo)
         return

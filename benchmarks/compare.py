@@ -36,7 +36,7 @@ def compare(revision: str, cases: Sequence[Case], options: Options, say: Callabl
         options: device, threads, rounds and limit.
         say: prints a line.
     """
-    with checkout(revision, say) as other:
+    with checkout(revision, options.device, say) as other:
         say(f"time of this checkout / time of {revision}: median of {options.rounds} rounds, 20th to 80th percentile")
         for contender in contenders(options.device):
             if not contender.ours:
@@ -70,7 +70,7 @@ def _ratio(this: Worker, that: Worker, case: Case, options: Options) -> str:
 
 
 @contextmanager
-def checkout(revision: str, say: Callable[[str], None]) -> Iterator[Path]:
+def checkout(revision: str, device: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A built checkout of another commit, removed afterwards.
 
     Raises:
@@ -86,13 +86,15 @@ def checkout(revision: str, say: Callable[[str], None]) -> Iterator[Path]:
         _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()], ROOT)
         try:
             say(f"building {revision} ({known.stdout[:10]})")
-            _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder)
+            with_cuda = "0" if device == "cpu" else "1"
+            _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder, LDREG_BUILD_CUDA=with_cuda)
             yield folder
         finally:
             _run(["git", "worktree", "remove", "--force", str(folder)], ROOT)
 
 
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+def _run(command: list[str], folder: Path, **environment: str) -> None:
+    env = {**os.environ, "PYTHONPATH": "", **environment}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -81,6 +81,8 @@ class Session:
         self.workers = {c.name: Worker(c.name, options.device, options.threads) for c in contenders}
         self.started = time.monotonic()
         self.rates: Rates | None = None
+        self.rows: list[Row] = []
+        self.done: dict[Case, list[Row]] = {}  # a case of two suites is measured once
         self.wrong: list[str] = []  # this package's own wrong answers, which fail the run
         self.not_reached: list[str] = []
 
@@ -112,7 +114,12 @@ class Session:
     def measure(self, suite: str, cases: Iterable[Case]) -> None:
         """Time every case of a suite."""
         for case in self._affordable(suite, cases):
-            self.say(f"{suite} {case}")
+            self._headline(f"{suite} {case}")
+            if case in self.done:
+                self.say("  as above")
+                self.file.append(self.run, [replace(row, suite=suite) for row in self.done[case]])
+                continue
+            begin = len(self.rows)
             ready = self._prepare(suite, case)
             times = self._rounds(suite, case, ready)
             self._report(suite, case, times)
@@ -120,11 +127,12 @@ class Session:
                 self._counters(suite, case, name)
             for worker in self.workers.values():
                 worker.release()
+            self.done[case] = self.rows[begin:]
 
     def measure_memory(self, suite: str, cases: Iterable[Case]) -> None:
         """Peak resident memory of every case, each measurement in a fresh process: for the CPU."""
         for case in self._affordable(suite, cases):
-            self.say(f"{suite} {case}")
+            self._headline(f"{suite} {case}")
             # Memory does not depend on who else is running; only two large ones together might not fit.
             together = 2 if case.B * case.N <= 2**26 else 1
             memory_limit = int(0.85 * available_memory() / together)
@@ -152,7 +160,7 @@ class Session:
             if self.seconds_left <= 0:
                 self.not_reached.append(name)
                 continue
-            self.say(name)
+            self._headline(name)
             try:
                 rows = measure_step(case, torch.device(self.options.device), self.options.patience)
             except WrongAnswerError as error:
@@ -255,7 +263,11 @@ class Session:
             if value is not None:
                 self._append(_row(suite, case, name, statistic, value, unit=UNITS[statistic], repetitions=1))
 
+    def _headline(self, what: str) -> None:
+        self.say(f"{what}, after {time.monotonic() - self.started:.0f} s")
+
     def _append(self, row: Row) -> None:
+        self.rows.append(row)
         self.file.append(self.run, [row])
 
 
