@@ -15,19 +15,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.records import hardware
-from benchmarks.train_step import (
-    NETWORKS,
-    VARIANTS,
-    Network,
-    Samples,
-    StepCase,
-    TrainStep,
-    check,
-    fused_reason,
-    regularisers,
-    take_turn,
-)
+from .records import hardware
+from .simclr_step import NETWORKS, Network, StepCase, TrainStep
+from .train_step import VARIANTS, Samples, check, fused_reason, regularisers, take_turn
 
 pytest.importorskip("transformers", reason="the networks come from transformers: install the extra [train]")
 

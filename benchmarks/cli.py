@@ -18,10 +18,10 @@ from .contenders import Contender, contenders
 from .records import FILE_NAME, RESULTS, ROOT, RecordFile, Run
 from .report import save_plots, update_readme, write_report
 from .session import Options, Session
-from .train_step import step_cases
+from .simclr_step import step_cases
 
 TRAIN_STEP = "train-step"
-FULL = Options("cpu", 1)
+FULL = Options("cpu", 1, rounds=7, patience=20.0, limit=30.0)
 QUICK = Options("cpu", 1, rounds=3, patience=1.5, limit=1.5, seconds=165.0)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
@@ -108,7 +108,10 @@ def _measure(
 
 
 def _report(folder: Path) -> None:
-    typer.echo(f"wrote {write_report(folder)}")
+    try:
+        typer.echo(f"wrote {write_report(folder)}")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from None
     if folder.resolve() == RESULTS:  # the published results: those of a private run belong into nobody's README
         for path in save_plots(folder):
             typer.echo(f"wrote {path}")

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from timeit import timeit
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ from .searches import UnavailableError
 
 PILOT_SHARE = 32  # a pilot runs one query in so many
 LONG_MS = 1000.0  # a call as long as this needs no second one to warm up
+POOL_BYTES = 4e9  # of GPU memory that a contender may keep while others have their turn
 MEGABYTE = 1e6
 
 
@@ -48,7 +52,7 @@ class Trial:
         OutOfMemoryError: it did not fit.
     """
 
-    def __init__(self, contender: Contender, case: Case, device: torch.device, limit: float = float("inf")) -> None:
+    def __init__(self, contender: Contender, case: Case, device: torch.device, limit: float = math.inf) -> None:
         self.contender, self.case, self.device = contender, case, device
         self.inputs = [case.inputs(seed, device) for seed in range(_copies(case, device))]
         self.rotation = itertools.cycle(self.inputs)
@@ -56,18 +60,24 @@ class Trial:
         try:
             self.call = contender.build(case)
             if contender.pilot:
-                self._pilot(limit)
+                pilot(lambda x, y: self._timed(x, y)[1], *self.inputs[0], limit)
             answer, self.first_call_ms = self._timed(*self.inputs[0])
             self.errors = check(case, *self.inputs[0], answer, exact=contender.ours) if contender.checked else {}
             del answer
             if contender.compiles or self.first_call_ms < LONG_MS:
                 self._timed(*self.inputs[-1])  # the call after it finds caches, pools and autotuning settled
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            raise _as_out_of_memory(error, device) from error
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
+            _raise_out_of_memory(error, device)
+            raise
+        self._share_memory()
 
     def milliseconds(self, calls: int = 1) -> list[float]:
         """Time of each of so many calls."""
-        return [self._timed(*next(self.rotation))[1] for _ in range(calls)]
+        if self.device.type == "cuda":
+            self._timed(*next(self.rotation))  # the GPU's clock and torch's memory pool are up again
+        times = [self._timed(*next(self.rotation))[1] for _ in range(calls)]
+        self._share_memory()
+        return times
 
     def peak_memory(self) -> float | None:
         """MB that torch's allocator held beyond the inputs during one call; None where torch does not allocate."""
@@ -100,17 +110,10 @@ class Trial:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _pilot(self, limit: float) -> None:
-        x, y = self.inputs[0]
-        part = x[: max(1, len(x) // PILOT_SHARE)].clone()
-        everything = x if y is None else y
-        self._timed(part, everything)  # compiles
-        _, milliseconds = self._timed(part, everything)
-        seconds = milliseconds / 1e3 * len(x) / len(part)
-        if seconds > limit:
-            raise UnavailableError(
-                f"over the limit of {limit:g} s: {milliseconds / 1e3:.2g} s for {len(part)} of {len(x)} queries"
-            )
+    def _share_memory(self) -> None:
+        """Contenders of one GPU have a process each, so what this one's pool keeps, the next one cannot have."""
+        if self.device.type == "cuda" and torch.cuda.memory_reserved() > POOL_BYTES:
+            torch.cuda.empty_cache()
 
     def _timed(self, x: Tensor, y: Tensor | None) -> tuple[Answer, float]:
         if self.device.type == "cuda":
@@ -137,6 +140,20 @@ class Trial:
         return answer, 1e3 * (time.perf_counter() - start)
 
 
+def pilot(milliseconds: Callable[[Tensor, Tensor | None], float], x: Tensor, y: Tensor | None, limit: float) -> None:
+    """Give up on a call that would take longer than `limit` seconds, judged by a part of its queries.
+
+    Raises:
+        UnavailableError: with what was seen.
+    """
+    part = x[: max(1, len(x) // PILOT_SHARE)].clone()
+    everything = x if y is None else y
+    milliseconds(part, everything)  # compiles
+    seconds = milliseconds(part, everything) / 1e3
+    if seconds * len(x) / len(part) > limit:
+        raise UnavailableError(f"over the limit of {limit:g} s: {seconds:.2g} s for {len(part)} of {len(x)} queries")
+
+
 def _copies(case: Case, device: torch.device) -> int:
     """How many sets of inputs: on a GPU as many as L2 cannot hold three times over, between 2 and 8; 2 on a CPU."""
     if device.type != "cuda":
@@ -154,21 +171,20 @@ def _l2_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def _as_out_of_memory(error: BaseException, device: torch.device) -> BaseException:
-    """An `OutOfMemoryError` if the error is about memory, in torch's several ways to say so; else the error."""
-    about_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "t allocate memory" in str(error)
-    if not about_memory:
-        return error
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return OutOfMemoryError(f"out of memory at {total / 1e9:.0f} GB")
-    return OutOfMemoryError("out of memory")
+def _raise_out_of_memory(error: BaseException, device: torch.device) -> None:
+    """Raise an `OutOfMemoryError` if that is what an error means; torch has several ways to say so."""
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+        return
+    if device.type != "cuda":
+        raise OutOfMemoryError("out of memory") from error
+    total = torch.cuda.get_device_properties(device).total_memory
+    raise OutOfMemoryError(f"out of memory at {total / 1e9:.0f} GB") from error
 
 
 # ------------------------------------------------------------------------------------------------- CPU memory
 
 
-def peak_resident_memory(contender: Contender, case: Case) -> float:
+def peak_resident_memory(contender: Contender, case: Case, limit: float = math.inf) -> float:
     """MB of resident memory that one call adds to its inputs at the peak: for a process of its own, on Linux.
 
     The baseline is taken before the first call at this shape, so that memory kept between calls counts; the peak is
@@ -184,6 +200,8 @@ def peak_resident_memory(contender: Contender, case: Case) -> float:
     contender.build(small)(*small.inputs(0, torch.device("cpu")))
     inputs = case.inputs(0, torch.device("cpu"))
     call = contender.build(case)
+    if contender.pilot:
+        pilot(lambda x, y: 1e3 * timeit(lambda: call(x, y), number=1), *inputs, limit)
     gc.collect()
     before = _status_mb(status, "VmRSS")
     try:
@@ -192,7 +210,8 @@ def peak_resident_memory(contender: Contender, case: Case) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark counts from here
         call(*inputs)
     except (MemoryError, RuntimeError) as error:
-        raise _as_out_of_memory(error, torch.device("cpu")) from error
+        _raise_out_of_memory(error, torch.device("cpu"))
+        raise
     return _status_mb(status, "VmHWM") - before
 
 

@@ -17,8 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from .contenders import YARDSTICK
 from .records import Row
-from .tables import MODES, OURS, YARDSTICK, Results, Shape, limit, memory_suites, number, short_state
+from .selection import MODES, OURS, Results, Shape
+from .tables import limit, number, short_state
 
 _STYLES: dict[str, tuple[str, str, str]] = {  # colour, line, marker
     "ldreg cuda": ("#0072B2", "-", "o"),
@@ -55,7 +57,7 @@ def figures(results: Results) -> dict[str, Figure]:
     Returns:
         time-n, time-k, memory-n, speed-up and roofline, each once per dtype: "time-n-cpu-float32" for example.
     """
-    memory_suite = next((suite for suite in memory_suites(results) if suite != "headline"), "")
+    memory_suite = next((suite for suite in results.memory_suites() if suite != "headline"), "")
     against = (
         ("time-n", "n", "N", "time"),
         ("time-k", "k", "k", "time"),

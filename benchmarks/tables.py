@@ -1,106 +1,21 @@
-"""Rows of the measurement file as tables of text: which rows count, and what each table says.
+"""Rows of the measurement file as tables of text. What was not measured says why.
 
-Milliseconds of different runs are not comparable, so every table takes all its numbers from one run: the newest of its
-suite on its device. A verdict on a goal is computed from the rows and from nothing else; what was not measured says so.
-How a table looks on a page is report.py's business.
+Every table takes all its numbers from one run (selection.py). How a table looks on a page is report.py's business.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from .records import Record, Row, Run
+from .contenders import YARDSTICK
+from .records import Row
+from .selection import NOBODY, OURS, PLACES, Results, Shape
 
-OURS = ("ldreg cuda", "ldreg triton", "ldreg cpu")  # the first that ran is "ours" in every ratio
-YARDSTICK = "torch.mm"
-NOBODY = ("roofline", "-")  # in the contender's column: the hardware, and all of a case that was not reached
-PRODUCTS = ("mm + topk + bag fp32", "mm + topk + bag tf32", "mm + topk + bag bf16")
+PRODUCTS = tuple(f"mm + topk + bag {precision}" for precision in ("fp32", "tf32", "bf16"))
 BEST_PRODUCT = "mm + topk + bag, the best"  # a column of the README's
-LIBRARIES = ("faiss", "faiss gpu", "cuVS", "KeOps", "scikit-learn")
-CONTENDERS = (*OURS, "published", "published compiled", "cdist + topk", *PRODUCTS, *LIBRARIES, YARDSTICK)
-MODES = {"forward": "neighbours only", "gradient": "loss + gradient", "tracked": "with tracked LIDs"}
-PLACES = {"cpu": "CPU", "cuda": "GPU"}
-
-
-class Shape(NamedTuple):
-    """What identifies a case in the file."""
-
-    B: int
-    N: int
-    D: int
-    k: int
-    dtype: str
-    mode: str
-
-    @property
-    def size(self) -> str:
-        return f"({self.B}, {self.N}, {self.D}, {self.k})"
-
-    @property
-    def words(self) -> str:
-        return f"{self.dtype}, {MODES.get(self.mode, self.mode)}"
-
-
-class Results:
-    """The newest run of every suite of one device."""
-
-    def __init__(self, records: Iterable[Record], device: str) -> None:
-        self.device = device
-        mine = [record for record in records if record.run.device == device]
-        self.runs: dict[str, Run] = {}  # by suite
-        for run, row in ((record.run, record.row) for record in mine):
-            if row.suite not in self.runs or run.run >= self.runs[row.suite].run:  # a run's name begins with its time
-                self.runs[row.suite] = run
-        self._rows: dict[tuple[str, Shape, str, str], Row] = {}
-        for run, row in ((record.run, record.row) for record in mine):
-            if run.run == self.runs[row.suite].run:
-                shape = Shape(row.B, row.N, row.D, row.k, row.dtype, row.mode)
-                self._rows[row.suite, shape, row.backend, row.statistic] = row
-
-    def get(self, suite: str, shape: Shape, backend: str, statistic: str) -> Row | None:
-        """The row, where it holds a value."""
-        row = self._rows.get((suite, shape, backend, statistic))
-        return row if row is not None and row.value is not None else None
-
-    def value(self, suite: str, shape: Shape, backend: str, statistic: str) -> float | None:
-        row = self.get(suite, shape, backend, statistic)
-        return None if row is None else row.value
-
-    def state(self, suite: str, shape: Shape, backend: str) -> str:
-        """Why a contender has no value here; empty where nothing was noted."""
-        row = self._rows.get((suite, shape, backend, "state"))
-        return "" if row is None else row.note
-
-    def shapes(self, suite: str) -> list[Shape]:
-        """The cases of a suite, in the file's order."""
-        found = {shape: None for s, shape, _, _ in self._rows if s == suite}
-        return list(found)
-
-    def backends(self, suite: str, *statistics: str) -> list[str]:
-        """Who has one of these statistics somewhere in a suite, in the order of CONTENDERS, unknown names last."""
-        found = {b: None for s, _, b, t in self._rows if s == suite and t in statistics and b not in NOBODY}
-        return sorted(found, key=lambda b: CONTENDERS.index(b) if b in CONTENDERS else len(CONTENDERS))
-
-    def ours(self, suite: str, shape: Shape) -> str:
-        """The backend of this package that the ratios of a case refer to."""
-        for statistic in ("time", "peak memory", "state"):
-            for backend in OURS:
-                if (suite, shape, backend, statistic) in self._rows:
-                    return backend
-        return ""
-
-    def rows(self, suite: str) -> list[Row]:
-        return [row for (s, *_), row in self._rows.items() if s == suite]
-
-    def caption(self, suite: str) -> str:
-        """Where the numbers of a suite come from, and how to get them again."""
-        run = self.runs[suite]
-        command = f"ldreg bench --device {self.device} --suite {suite}"
-        return f"{run.hardware}; {run.versions}; commit {run.commit}, {run.date}; `{command}`."
 
 
 @dataclass(frozen=True)
@@ -221,11 +136,6 @@ def memory(results: Results, suite: str, *, short: bool = False) -> Table:
     lines = (*notes.lines(), *_left_out(results, suite))
     title = f"Peak memory beyond the inputs in MB, {PLACES[results.device]}"
     return _table(results, suite, title, header, rows, lines)
-
-
-def memory_suites(results: Results) -> list[str]:
-    """The suites in which memory was measured, the one that was made for it first."""
-    return [suite for suite in ("memory", "headline", "n") if results.backends(suite, "peak memory")]
 
 
 def roofline(results: Results) -> Table:

@@ -8,6 +8,7 @@ file, of which the end is shown if it dies.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -96,7 +97,7 @@ class Worker:
 
     def resident_memory(self, case: Case, limit: float) -> float:
         """MB that one call adds at the peak: `harness.peak_resident_memory`."""
-        found: float = self._ask(START_SECONDS + 3 * limit, do="resident", case=case.to_dict())
+        found: float = self._ask(START_SECONDS + 3 * limit, do="resident", case=case.to_dict(), limit=limit)
         return found
 
     def rates(self) -> dict[str, Any]:
@@ -182,11 +183,15 @@ class _Child:
         try:
             return {"value": getattr(self, f"do_{do}")(**arguments)}
         except (UnavailableError, OutOfMemoryError) as error:
-            return {"state": str(error)}
+            reply = {"state": str(error)}
         except WrongAnswerError as error:
-            return {"state": f"wrong: {error}"}
+            reply = {"state": f"wrong: {error}"}
         except Exception as error:
-            return {"state": f"failed: {type(error).__name__}: {error}"[:200], "details": traceback.format_exc()}
+            reply = {"state": f"failed: {type(error).__name__}: {error}"[:200], "details": traceback.format_exc()}
+        gc.collect()  # what the failed call held is still there; others want the GPU's memory
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return reply
 
     def do_prepare(self, case: dict[str, Any], limit: float) -> dict[str, float]:
         self.do_release()
@@ -206,8 +211,8 @@ class _Child:
             self.trial.close()
             self.trial = None
 
-    def do_resident(self, case: dict[str, Any]) -> float:
-        return peak_resident_memory(self.contender, Case(**case))
+    def do_resident(self, case: dict[str, Any], limit: float) -> float:
+        return peak_resident_memory(self.contender, Case(**case), limit)
 
     def do_rates(self) -> dict[str, Any]:
         return asdict(measure_rates(self.device))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import plots, report, tables
+from benchmarks import goals, plots, report, tables
 from benchmarks.cases import HUGE_BATCH, TRAIN, Case
 from benchmarks.records import FILE_NAME, RecordFile, Row, Run
-from benchmarks.tables import Results, Table
+from benchmarks.selection import Results, Shape
+from benchmarks.tables import Table
 
 NEW, OLD = "20250102T000000", "20250101T000000"
 SEARCH = replace(TRAIN, mode="forward")
@@ -77,7 +78,7 @@ def results(folder: Path, device: str = "cpu") -> Results:
 
 
 def verdicts(folder: Path) -> dict[tuple[str, str], str]:
-    return {(where, against): verdict for where, against, *_, verdict in report.goals(report.read(folder)).rows}
+    return {(where, against): verdict for where, against, *_, verdict in goals.goals(report.read(folder)).rows}
 
 
 def cell(table: Table, line: int, column: str) -> str:
@@ -233,7 +234,7 @@ def test_goals_on_a_gpu(tmp_path: Path) -> None:
 
 def test_memory_goal_allows_outputs_and_a_fixed_workspace(tmp_path: Path) -> None:
     case = Case(16384, 16384, 512, 64)
-    allowed = report.allowed_mb(tables.Shape(**case.to_dict()))
+    allowed = goals.allowed_mb(Shape(**case.to_dict()))
     assert allowed == pytest.approx((16384 * (512 * 4 + 64 * 16) + 2 * 16384 * 16) / 1e6 + 64)
     record(tmp_path, [row(case, "ldreg cpu", "peak memory", 0.99 * allowed, "memory")])
     assert verdicts(tmp_path)["CPU", "memory"] == "met"
