@@ -80,7 +80,7 @@ def suites(device: str, *, quick: bool = False) -> dict[str, tuple[Case, ...]]:
 
     Args:
         device: "cpu" or "cuda".
-        quick: the selection that two CPU cores finish in three minutes; a few cases on a GPU.
+        quick: the selection that two CPU cores finish in three minutes, or a GPU in four.
 
     Returns:
         `headline`: the named shapes; `k` and `n`: time against k and against N at one width; `memory`: peak memory
@@ -136,4 +136,8 @@ _CUDA = {
     "k": _each_dtype(*(Case(8192, 8192, 2048, k) for k in KS)),
     "n": _each_dtype(*_square((1024, 2048, 4096, 8192, 16384, 32768, 65536), D=512, k=64)),
 }
-_CUDA_QUICK = {"headline": _each_dtype(TRAIN, replace(RANK, mode="tracked"))}
+_CUDA_QUICK = {
+    "headline": (*_each_dtype(TRAIN, replace(RANK, mode="tracked")), replace(HUGE_BATCH, dtype="bfloat16")),
+    "n": _square((1024, 4096, 16384, 65536), D=512, k=64, dtype="bfloat16"),
+    "k": tuple(Case(8192, 8192, 2048, k, dtype="bfloat16") for k in (16, 64, 512)),
+}

@@ -77,13 +77,15 @@ def bench(
         seconds=effort.seconds if seconds is None else seconds,
     )
     if compare_with is not None:
-        compare(compare_with, chosen.get("headline", ()), options, typer.echo)
+        cases = [case for name in suite or ["headline"] for case in chosen[name]]
+        compare(compare_with, cases, taking_part, options, typer.echo)
         return
-    session = _measure(chosen, taking_part, options, out or Path("runs/bench"), quick=quick)
+    out = out or Path("runs/bench")
+    if out.resolve() == RESULTS and (quick or contender or seconds):
+        raise typer.BadParameter("benchmarks/results is for complete suites; choose another folder", param_hint="--out")
+    session = _measure(chosen, taking_part, options, out, quick=quick)
     for line in session.not_reached:
         typer.echo(f"not reached: {line}")
-    for line in session.wrong:
-        typer.secho(f"WRONG: {line}", fg="red", err=True)
     raise typer.Exit(1 if session.wrong else 0)
 
 
@@ -94,16 +96,19 @@ def _measure(
     run = Run.start(options.device, options.threads)
     typer.echo(f"{run.hardware}; {run.versions}; commit {run.commit}")
     with Session(run, RecordFile(out / FILE_NAME), options, taking_part, typer.echo) as session:
-        if any(chosen.values()):
-            session.measure_rates()
-        for name, cases in chosen.items():
-            if name == "memory":
-                session.measure_memory(name, cases)
-            elif name == TRAIN_STEP:
-                session.measure_train_steps(name, step_cases(options.device, quick=quick))
-            else:
-                session.measure(name, cases)
-    typer.echo(f"wrote {write_report(out)}")
+        try:
+            if any(chosen.values()):
+                session.measure_rates()
+            for name, cases in chosen.items():
+                if name == "memory":
+                    session.measure_memory(name, cases)
+                elif name == TRAIN_STEP:
+                    session.measure_train_steps(name, step_cases(options.device, quick=quick))
+                else:
+                    session.measure(name, cases)
+        finally:  # an interrupted run is worth reading too
+            if session.rows:
+                typer.echo(f"wrote {write_report(out)}")
     return session
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import typer
 
 from .cases import Case
-from .contenders import contenders
+from .contenders import Contender
 from .records import ROOT
 from .session import Options
 from .worker import NoMeasurementError, Worker
@@ -27,20 +27,21 @@ from .worker import NoMeasurementError, Worker
 CALLS = 3  # in a turn, of which the median counts
 
 
-def compare(revision: str, cases: Sequence[Case], options: Options, say: Callable[[str], None]) -> None:
+def compare(
+    revision: str, cases: Sequence[Case], taking_part: Sequence[Contender], options: Options, say: Callable[[str], None]
+) -> None:
     """Print the ratio of times, this checkout over `revision`, for every case and backend.
 
     Args:
         revision: anything git understands.
         cases: what to time.
+        taking_part: of whom this package's backends are compared.
         options: device, threads, rounds and limit.
         say: prints a line.
     """
     with checkout(revision, options.device, say) as other:
         say(f"time of this checkout / time of {revision}: median of {options.rounds} rounds, 20th to 80th percentile")
-        for contender in contenders(options.device):
-            if not contender.ours:
-                continue
+        for contender in (contender for contender in taking_part if contender.ours):
             this, that = (
                 Worker(contender.name, options.device, options.threads, package=package) for package in (ROOT, other)
             )
@@ -57,8 +58,8 @@ def _ratio(this: Worker, that: Worker, case: Case, options: Options) -> str:
     try:
         for worker in times:
             worker.prepare(case, options.limit)
-        for _ in range(options.rounds):
-            for worker, taken in times.items():
+        for index in range(options.rounds):
+            for worker, taken in list(times.items())[:: 1 if index % 2 else -1]:  # nobody is always first
                 taken.append(float(np.median(worker.milliseconds(CALLS, options.limit))))
     except NoMeasurementError as state:
         return str(state)

@@ -7,9 +7,9 @@ Each library runs with its own best settings; none is approximate by choice. Not
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class Contender:
         build: case -> function to time. Raises `UnavailableError` where the library is missing or cannot do the case.
         devices: where it runs.
         checked: the yardstick computes no answer to check.
-        own_stream: works on a CUDA stream of its own, so that events on torch's stream would miss it.
+        own_memory: its GPU memory does not come from torch's allocator, which would report too little.
         pilot: may be slower by orders of magnitude: try a part of the queries first.
         compiles: its first call compiles for seconds.
     """
@@ -56,7 +56,7 @@ class Contender:
     build: Callable[[Case], Call]
     devices: tuple[str, ...] = ("cpu", "cuda")
     checked: bool = True
-    own_stream: bool = False
+    own_memory: bool = False
     pilot: bool = False
     compiles: bool = False
 
@@ -200,26 +200,22 @@ def _product(case: Case) -> Call:
     return multiply
 
 
-def _library(make_search: Callable[[Case], Search]) -> Callable[[Case], Call]:
-    return functools.partial(_complete, make_search)
-
-
 YARDSTICK = "torch.mm"
 CONTENDERS = (
-    Contender("ldreg cuda", functools.partial(_ours, "cuda"), ("cuda",)),
-    Contender("ldreg triton", functools.partial(_ours, "triton"), ("cuda",)),
-    Contender("ldreg cpu", functools.partial(_ours, "cpu"), ("cpu",)),
+    Contender("ldreg cuda", partial(_ours, "cuda"), ("cuda",)),
+    Contender("ldreg triton", partial(_ours, "triton"), ("cuda",)),
+    Contender("ldreg cpu", partial(_ours, "cpu"), ("cpu",)),
     Contender("published", _published),
-    Contender("published compiled", functools.partial(_published, compiled=True), compiles=True),
+    Contender("published compiled", partial(_published, compiled=True), compiles=True),
     Contender("cdist + topk", _cdist_topk),
-    Contender("mm + topk + bag fp32", _library(functools.partial(searches.product, "float32"))),
-    Contender("mm + topk + bag tf32", _library(functools.partial(searches.product, "tf32")), ("cuda",)),
-    Contender("mm + topk + bag bf16", _library(functools.partial(searches.product, "bfloat16"))),
-    Contender("faiss", _library(searches.faiss_cpu), ("cpu",)),
-    Contender("faiss gpu", _library(searches.faiss_gpu), ("cuda",), own_stream=True),
-    Contender("scikit-learn", _library(searches.scikit_learn), ("cpu",)),
-    Contender("KeOps", _library(searches.keops), pilot=True),
-    Contender("cuVS", _library(searches.cuvs), ("cuda",), own_stream=True),
+    Contender("mm + topk + bag fp32", partial(_complete, partial(searches.product, "float32"))),
+    Contender("mm + topk + bag tf32", partial(_complete, partial(searches.product, "tf32")), ("cuda",)),
+    Contender("mm + topk + bag bf16", partial(_complete, partial(searches.product, "bfloat16"))),
+    Contender("faiss", partial(_complete, searches.faiss_cpu), ("cpu",)),
+    Contender("faiss gpu", partial(_complete, searches.faiss_gpu), ("cuda",), own_memory=True),
+    Contender("scikit-learn", partial(_complete, searches.scikit_learn), ("cpu",)),
+    Contender("KeOps", partial(_complete, searches.keops), pilot=True),
+    Contender("cuVS", partial(_complete, searches.cuvs), ("cuda",), own_memory=True),
     Contender(YARDSTICK, _product, checked=False),
 )
 

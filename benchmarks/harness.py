@@ -1,11 +1,11 @@
 """How long did it take, how many launches, how much memory: one contender, one case, inside one process.
 
-    trial = Trial(contender, case, torch.device("cuda"))   # builds inputs, calls once, checks the answer
+    trial = Trial(contender, case, torch.device("cuda"))   # builds inputs, calls, checks the answer
     trial.milliseconds(20)                                 # 20 calls
 
-Time is that of a call with inputs it has not just seen: they rotate over several buffers, and on a GPU the L2 cache is
-overwritten before every call. CUDA is timed with events, or with the clock around a device-wide synchronisation for
-libraries that work on a stream of their own; the CPU with `perf_counter`. Whose turn it is, session.py decides.
+The inputs rotate over several buffers. On a GPU the L2 cache is overwritten before every call, which is timed with
+events on torch's stream, where every contender works; on a CPU nothing is flushed, and the clock is `perf_counter`.
+Whose turn it is, session.py decides.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from timeit import timeit
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ class OutOfMemoryError(Exception):
 
 
 class Trial:
-    """One contender on one case: built, called once and checked; ready to be timed.
+    """One contender on one case: built, called and checked; ready to be timed.
 
     Args:
         contender: who.
@@ -54,53 +56,51 @@ class Trial:
 
     def __init__(self, contender: Contender, case: Case, device: torch.device, limit: float = math.inf) -> None:
         self.contender, self.case, self.device = contender, case, device
-        self.inputs = [case.inputs(seed, device) for seed in range(_copies(case, device))]
-        self.rotation = itertools.cycle(self.inputs)
-        self.flush = torch.empty(_flush_bytes(device), dtype=torch.uint8, device=device)
-        try:
+        with out_of_memory_named(device):
             self.call = contender.build(case)
+            self.inputs = [case.inputs(seed, device) for seed in range(_copies(case, device))]
+            self.rotation = itertools.cycle(self.inputs)
+            self.flush = torch.empty(_flush_bytes(device), dtype=torch.uint8, device=device)
+            # Before the first call: what a contender keeps between calls counts as its memory.
+            self.allocated = torch.cuda.memory_allocated() if device.type == "cuda" else 0
             if contender.pilot:
                 pilot(lambda x, y: self._timed(x, y)[1], *self.inputs[0], limit)
-            answer, self.first_call_ms = self._timed(*self.inputs[0])
+            answer, self.expected_ms = self._timed(*self.inputs[0])
             self.errors = check(case, *self.inputs[0], answer, exact=contender.ours) if contender.checked else {}
             del answer
-            if contender.compiles or self.first_call_ms < LONG_MS:
-                self._timed(*self.inputs[-1])  # the call after it finds caches, pools and autotuning settled
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
-            _raise_out_of_memory(error, device)
-            raise
+            if contender.compiles or self.expected_ms < LONG_MS:
+                _, self.expected_ms = self._timed(*self.inputs[-1])  # caches, pools and autotuning have settled
         self._share_memory()
 
     def milliseconds(self, calls: int = 1) -> list[float]:
         """Time of each of so many calls."""
-        if self.device.type == "cuda":
-            self._timed(*next(self.rotation))  # the GPU's clock and torch's memory pool are up again
-        times = [self._timed(*next(self.rotation))[1] for _ in range(calls)]
+        with out_of_memory_named(self.device):
+            if self.device.type == "cuda":
+                self._timed(*next(self.rotation))  # the GPU's clock and torch's memory pool are up again
+            times = [self._timed(*next(self.rotation))[1] for _ in range(calls)]
         self._share_memory()
         return times
 
     def peak_memory(self) -> float | None:
-        """MB that torch's allocator held beyond the inputs during one call; None where torch does not allocate."""
-        if self.device.type != "cuda" or self.contender.own_stream:
+        """MB that torch's allocator held beyond the inputs during one call; None where it is not the one that does."""
+        if self.device.type != "cuda" or self.contender.own_memory:
             return None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        answer = self.call(*self.inputs[0])
-        torch.cuda.synchronize()
-        del answer
-        return (torch.cuda.max_memory_allocated() - before) / MEGABYTE
+        with out_of_memory_named(self.device):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.call(*self.inputs[0])
+            torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - self.allocated) / MEGABYTE
 
-    def launches(self) -> int | None:
-        """Kernels started by one call, counted by torch's profiler; None on the CPU."""
+    def kernels(self) -> list[str] | None:
+        """Names of the kernels that one call starts, by torch's profiler; None where it saw none, as on a CPU."""
         if self.device.type != "cuda":
             return None
         activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=activities) as profile, out_of_memory_named(self.device):
             self.call(*self.inputs[0])
             torch.cuda.synchronize()
-        events = [event for event in profile.events() or () if str(event.device_type).endswith("CUDA")]
-        return sum(not event.name.startswith(("Memcpy", "Memset")) for event in events)
+        return kernel_names(profile.events() or ()) or None
 
     def close(self) -> None:
         """Give the inputs and everything cached back."""
@@ -116,13 +116,10 @@ class Trial:
             torch.cuda.empty_cache()
 
     def _timed(self, x: Tensor, y: Tensor | None) -> tuple[Answer, float]:
-        if self.device.type == "cuda":
-            return self._timed_by_events(x, y) if not self.contender.own_stream else self._timed_by_clock(x, y)
-        start = time.perf_counter()
-        answer = self.call(x, y)
-        return answer, 1e3 * (time.perf_counter() - start)
-
-    def _timed_by_events(self, x: Tensor, y: Tensor | None) -> tuple[Answer, float]:
+        if self.device.type != "cuda":
+            begin = time.perf_counter()
+            answer = self.call(x, y)
+            return answer, 1e3 * (time.perf_counter() - begin)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()  # and while the GPU is busy with it, the first kernels queue up behind `start`
         start.record()
@@ -131,13 +128,15 @@ class Trial:
         end.synchronize()
         return answer, start.elapsed_time(end)
 
-    def _timed_by_clock(self, x: Tensor, y: Tensor | None) -> tuple[Answer, float]:
-        self.flush.zero_()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        answer = self.call(x, y)
-        torch.cuda.synchronize()
-        return answer, 1e3 * (time.perf_counter() - start)
+
+def kernel_names(events: Iterable[Any]) -> list[str]:
+    """The kernels among a profile's events: on the device, neither copies nor the ranges that compilers annotate."""
+    on_device = (event for event in events if str(event.device_type).endswith("CUDA"))
+    return [
+        event.name
+        for event in on_device
+        if not event.name.startswith(("Memcpy", "Memset")) and not getattr(event, "is_user_annotation", False)
+    ]
 
 
 def pilot(milliseconds: Callable[[Tensor, Tensor | None], float], x: Tensor, y: Tensor | None, limit: float) -> None:
@@ -163,7 +162,6 @@ def _copies(case: Case, device: torch.device) -> int:
 
 
 def _flush_bytes(device: torch.device) -> int:
-    """The CPU's caches are not flushed: contenders take turns there, which has the same effect."""
     return 3 * _l2_bytes(device) if device.type == "cuda" else 0
 
 
@@ -171,14 +169,20 @@ def _l2_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def _raise_out_of_memory(error: BaseException, device: torch.device) -> None:
-    """Raise an `OutOfMemoryError` if that is what an error means; torch has several ways to say so."""
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
-        return
-    if device.type != "cuda":
-        raise OutOfMemoryError("out of memory") from error
-    total = torch.cuda.get_device_properties(device).total_memory
-    raise OutOfMemoryError(f"out of memory at {total / 1e9:.0f} GB") from error
+@contextmanager
+def out_of_memory_named(device: torch.device) -> Iterator[None]:
+    """An `OutOfMemoryError` for whatever inside means that: torch, cuBLAS and allocators have several words for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("t allocate memory", "out of memory", "ALLOC_FAILED")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        if device.type != "cuda":
+            raise OutOfMemoryError("out of memory") from error
+        free, total = torch.cuda.mem_get_info()
+        had = free + torch.cuda.memory_reserved()
+        raise OutOfMemoryError(f"out of memory at {had / 1e9:.0f} GB of {total / 1e9:.0f} GB") from error
 
 
 # ------------------------------------------------------------------------------------------------- CPU memory
@@ -204,14 +208,11 @@ def peak_resident_memory(contender: Contender, case: Case, limit: float = math.i
         pilot(lambda x, y: 1e3 * timeit(lambda: call(x, y), number=1), *inputs, limit)
     gc.collect()
     before = _status_mb(status, "VmRSS")
-    try:
+    with out_of_memory_named(torch.device("cpu")):
         call(*inputs)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark counts from here
         call(*inputs)
-    except (MemoryError, RuntimeError) as error:
-        _raise_out_of_memory(error, torch.device("cpu"))
-        raise
     return _status_mb(status, "VmHWM") - before
 
 

@@ -26,7 +26,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 FILE_NAME = "measurements.csv"
 
 # distribution -> the name in `versions`; those that are installed are listed
-_VERSIONS = ("torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "pykeops", "scikit-learn", "cuvs-cu13")
+_VERSIONS = (
+    "torch",
+    "triton",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
+    "pykeops",
+    "scikit-learn",
+    "cuvs-cu13",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,12 @@ class Row:
 
     statistic, unit and what the value is:
 
-        time            ms     median over repetitions, low and high the 20th and 80th percentiles
+        time            ms     median over rounds (of each turn's median call), low and high the 20th and 80th
+                               percentiles; `repetitions` counts all calls
         ratio           1      median over rounds of this contender's time over this package's, spread likewise
         peak memory     MB     beyond the inputs, 1 MB = 1e6 bytes
-        launches        1      kernels started on the GPU for one call
+        launches        1      kernels started on the GPU for one call, torch's small ones in front and behind included
+        own launches    1      those of them that are this package's
         lid error       1      mean relative error of the LIDs against float64
         gradient error  1      relative error of the gradient in L2 against float64
         recall          1      share of the k nearest neighbours found

@@ -1,6 +1,6 @@
 """What the hardware could do: rates of a large matrix product and a large copy, and the floors they make.
 
-    gemm floor    2 B N D / rate of a bf16 matrix product: every pair has to be looked at once
+    gemm floor    2 B N D / rate of the fastest matrix product, bf16 as a rule: every pair has to be looked at once
     gather floor  B k D bytes / rate of a copy: k rows are read again for the exact distances and the gradient
 
 Both are optimistic on purpose: bf16 even where the features are float32, no selection, no second look. Caches and the
@@ -22,6 +22,7 @@ from .searches import float32_products
 
 SIZES = {"cpu": (2048, 2**28), "cuda": (8192, 2**32)}  # rows of the square matrices, bytes copied
 REPETITIONS = 5
+WARM_UP_SECONDS = {"cpu": 0.1, "cuda": 0.5}  # an idle GPU's clock is a sixth of a busy one's
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    for _ in range(2):
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP_SECONDS[device.type]:
         once()
     return statistics.median(once() for _ in range(REPETITIONS))

@@ -114,7 +114,8 @@ def inputs(shape: Shape, device: torch.device) -> Inputs:
 def answers(shape: Shape, given: Inputs, backend: str) -> dict[str, Tensor]:
     """Everything the three operations return, gradients included, on the CPU in float64."""
     found = ldk.knn(given.x, given.y, k=shape.k, self_index=given.own, backend=backend)
-    out = {"distances": found.distances}
+    references = given.x if given.y is None else given.y
+    out = {"distances": found.distances, "rows listed": _distances(given.x, references, found.indices)}
 
     x = given.x.detach().requires_grad_()
     out["lid"] = ldk.lid(x, given.y, k=shape.k, self_index=given.own, backend=backend)
@@ -126,6 +127,13 @@ def answers(shape: Shape, given: Inputs, backend: str) -> dict[str, Tensor]:
     (out["loss gradient"],) = torch.autograd.grad(loss, x)
     out |= {"loss": loss, **{f"{name} {k}": lid for (name, k), lid in stats.tracked.items()}}
     return {name: value.detach().cpu().double() for name, value in out.items()}
+
+
+def _distances(x: Tensor, y: Tensor, indices: Tensor) -> Tensor:
+    """[B, k] in float64, NaN where either row is not finite: whatever index is listed, its distance has to be right."""
+    pairs = x.double()[:, None] - y.double()[indices]  # [B, k, D]
+    finite = pairs.isfinite().all(2)
+    return torch.where(finite, pairs.norm(dim=2), torch.nan)
 
 
 def error(found: Tensor, truth: Tensor) -> float:

@@ -43,24 +43,25 @@ def product(precision: str, case: Case) -> Search:
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         references = x if y is None else y
+        norms = torch.linalg.vector_norm(references, dim=1, dtype=torch.float32).square_()  # [N]
         with float32_products(precision):
-            scores = _scores(x, references, precision)  # [B, N]
+            scores = _scores(x, references, norms, precision)  # [B, N]
         scores.fill_diagonal_(torch.inf)
         found = scores.topk(k, largest=False)
-        squares = found.values + x.float().square().sum(1, keepdim=True)
+        squares = found.values + norms[: len(x), None]  # the first rows of y are those of x
         return squares.clamp_(min=0).sqrt_(), found.indices
 
     return search
 
 
-def _scores(x: Tensor, y: Tensor, precision: str) -> Tensor:
-    norms = y.float().square().sum(1)
+def _scores(x: Tensor, y: Tensor, norms: Tensor, precision: str) -> Tensor:
     if precision != "bfloat16":
         return torch.addmm(norms, x.float(), y.float().T, alpha=-2)
     x, y = x.bfloat16(), y.bfloat16()
-    if x.is_cuda:  # float32 out of the accumulators; the CPU's product rounds to bf16
-        return torch.sub(norms, torch.mm(x, y.T, out_dtype=torch.float32), alpha=2)
-    return torch.sub(norms, torch.mm(x, y.T), alpha=2)
+    if not x.is_cuda:
+        return torch.sub(norms, torch.mm(x, y.T), alpha=2)  # the CPU's product comes rounded to bf16
+    scores = torch.mm(x, y.T, out_dtype=torch.float32)  # straight from the accumulators
+    return torch.sub(norms, scores, alpha=2, out=scores)
 
 
 @contextmanager
@@ -68,8 +69,10 @@ def float32_products(precision: str) -> Iterator[None]:
     """torch's float32 matrix products in tf32, or in float32, inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    yield
-    torch.set_float32_matmul_precision(before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def faiss_cpu(case: Case) -> Search:
@@ -89,7 +92,7 @@ def faiss_cpu(case: Case) -> Search:
 
 
 def faiss_gpu(case: Case) -> Search:
-    """faiss `knn_gpu` on torch's tensors, half precision features as they are."""
+    """faiss `knn_gpu` on torch's tensors and torch's stream; float16 as it is, bfloat16 as float32."""
     faiss = _import("faiss")
     if not hasattr(faiss, "StandardGpuResources"):
         raise UnavailableError("missing: this faiss is built without GPU support")
@@ -97,8 +100,8 @@ def faiss_gpu(case: Case) -> Search:
     resources = faiss.StandardGpuResources()
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        references = x if y is None else y
-        squares, indices = faiss.knn_gpu(resources, x, references, k + 1)
+        queries, references = (t.float() if t.dtype == torch.bfloat16 else t for t in (x, x if y is None else y))
+        squares, indices = faiss.knn_gpu(resources, queries, references, k + 1)
         return _without_self(squares.float().sqrt_(), indices)
 
     return search
@@ -136,11 +139,12 @@ def keops(case: Case) -> Search:
 def cuvs(case: Case) -> Search:
     """cuVS brute force on torch's tensors."""
     brute_force = _import("cuvs.neighbors.brute_force")
+    resources = _import("cuvs.common").Resources(stream=torch.cuda.current_stream().cuda_stream)  # not one per call
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         x = x.float()
-        index = brute_force.build(x if y is None else y.float(), metric="sqeuclidean")
-        squares, indices = brute_force.search(index, x, k + 1)
+        index = brute_force.build(x if y is None else y.float(), metric="sqeuclidean", resources=resources)
+        squares, indices = brute_force.search(index, x, k + 1, resources=resources)
         return _without_self(
             torch.as_tensor(squares, device=x.device).sqrt(), torch.as_tensor(indices, device=x.device)
         )
@@ -152,6 +156,7 @@ def _without_self(distances: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Lists of k without the row's own index; a row that did not find itself loses its last."""
     own = indices == torch.arange(len(indices), device=indices.device)[:, None]
     own[:, -1] |= ~own.any(1)
-    keep = ~own
-    shape = len(indices), indices.shape[1] - 1
-    return distances[keep].view(shape), indices[keep].view(shape).long()
+    where = own.int().argmax(1, keepdim=True)
+    column = torch.arange(indices.shape[1] - 1, device=indices.device)
+    keep = column + (column >= where)  # [B, k]
+    return distances.gather(1, keep), indices.gather(1, keep).long()

@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from .cases import Case
-from .contenders import YARDSTICK, Contender
+from .contenders import YARDSTICK, Contender, named
 from .gate import WrongAnswerError
 from .records import RecordFile, Row, Run
 from .roofline import Rates
@@ -28,9 +29,11 @@ from .simclr_step import StepCase
 from .train_step import measure_step
 from .worker import NoMeasurementError, Worker
 
-UNITS = {"recall": "1", "lid error": "1", "gradient error": "1", "peak memory": "MB", "launches": "1"}
+UNITS = {"time": "ms", "gemm floor": "ms", "gather floor": "ms", "peak memory": "MB"}
+GRACE_SECONDS = 10.0  # for what is under way when a run's time is over
 TURN_MS = {"cpu": 40.0, "cuda": 10.0}  # a turn repeats a short call until it has taken about so long
 MOST_CALLS = 20
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Session:
     ) -> None:
         self.run, self.file, self.options, self.say = run, file, options, say
         self.contenders = contenders
-        self.workers = {c.name: Worker(c.name, options.device, options.threads) for c in contenders}
         self.started = time.monotonic()
+        self.workers = {c.name: self._worker(c.name) for c in contenders}
         self.rates: Rates | None = None
         self.rows: list[Row] = []
         self.done: dict[Case, list[Row]] = {}  # a case of two suites is measured once
@@ -101,10 +104,13 @@ class Session:
 
     def measure_rates(self) -> None:
         """Rates of the hardware, from which the floors of every case are made."""
-        worker = Worker(YARDSTICK, self.options.device, self.options.threads)
+        worker = self.workers.get(YARDSTICK) or self._worker(YARDSTICK)
         try:
             self.rates = Rates(**worker.rates())
-        finally:
+        except NoMeasurementError as state:
+            self.say(f"the hardware's rates were not measured, so there are no floors: {state}\n{state.details}")
+            return
+        if YARDSTICK not in self.workers:
             worker.stop()
         for precision, rate in self.rates.products.items():
             self._append(_rate_row(f"{YARDSTICK} {precision}", rate, "GFLOP/s"))
@@ -115,7 +121,7 @@ class Session:
     def measure(self, suite: str, cases: Iterable[Case]) -> None:
         """Time every case of a suite."""
         for case in self._affordable(suite, cases):
-            self._headline(f"{suite} {case}")
+            self._announce(f"{suite} {case}")
             if case in self.done:
                 self.say("  as above")
                 self.file.append(self.run, [replace(row, suite=suite) for row in self.done[case]])
@@ -124,8 +130,11 @@ class Session:
             ready = self._prepare(suite, case, self._taking_part(suite, case))
             times = self._rounds(suite, case, ready)
             self._report(suite, case, times)
-            for name in times:
-                self._counters(suite, case, name)
+            if self.options.device == "cuda":
+                for name in times:
+                    self._count_memory(suite, case, name)
+                for name in times:  # last, because a profiler slows down what comes after it
+                    self._count_launches(suite, case, name)
             for worker in self.workers.values():
                 worker.release()
             self.done[case] = self.rows[begin:]
@@ -133,26 +142,25 @@ class Session:
     def measure_memory(self, suite: str, cases: Iterable[Case]) -> None:
         """Peak resident memory of every case, each measurement in a fresh process: for the CPU."""
         for case in self._affordable(suite, cases):
-            self._headline(f"{suite} {case}")
+            self._announce(f"{suite} {case}")
             # Memory does not depend on who else is running; only two large ones together might not fit.
             together = 2 if case.B * case.N <= 2**26 else 1
             memory_limit = int(0.85 * available_memory() / together)
 
             def resident(contender: Contender, case: Case = case, memory_limit: int = memory_limit) -> Row:
-                worker = Worker(contender.name, "cpu", self.options.threads, memory_limit=memory_limit)
+                worker = self._worker(contender.name, memory_limit)
                 try:
                     peak = worker.resident_memory(case, self.options.limit)
-                    return _row(suite, case, contender.name, "peak memory", peak, unit="MB", repetitions=1)
+                    return _row(suite, case, contender.name, "peak memory", peak, repetitions=1)
                 except NoMeasurementError as state:
                     limit = f" at {memory_limit / 1e9:.1f} GB" if str(state) == "out of memory" else ""
                     return state_row(suite, case, contender.name, f"{state}{limit}")
                 finally:
                     worker.stop()
 
-            with ThreadPoolExecutor(together) as pool:
-                for row in pool.map(resident, [c for c in self.contenders if c.checked]):
-                    self._append(row)
-                    self.say(f"  {row.backend:24} {row.note or f'{row.value:.0f} MB'}")
+            for row in self._at_once(together, resident, [c for c in self.contenders if c.checked]):
+                self._append(row)
+                self.say(f"  {row.backend:24} {row.note or f'{row.value:.0f} MB'}")
 
     def measure_train_steps(self, suite: str, cases: Iterable[StepCase]) -> None:
         """SimCLR steps with each regulariser, in this process: they share the network, and nobody else is timed now."""
@@ -161,11 +169,12 @@ class Session:
             if self.seconds_left <= 0:
                 self.not_reached.append(name)
                 continue
-            self._headline(name)
+            self._announce(name)
             try:
-                rows = measure_step(case, torch.device(self.options.device), self.options.patience)
-            except WrongAnswerError as error:
-                self.wrong.append(f"{name}: {error}")
+                budget = min(self.options.patience, self.seconds_left)
+                rows = measure_step(case, torch.device(self.options.device), budget)
+            except (WrongAnswerError, RuntimeError) as error:  # of ours, or of the step it is part of
+                self._wrong(f"{name}: {error}")
                 continue
             for row in rows:
                 self._append(row)
@@ -183,8 +192,8 @@ class Session:
                 self._append(state_row(suite, case, "-", "not reached"))
 
     def _taking_part(self, suite: str, case: Case) -> list[Contender]:
-        """Everybody; in a run against the clock, those that compile for every shape in the headline cases only."""
-        hurried = suite != "headline" and self.options.seconds < math.inf
+        """Everybody; in a run against the clock, those that compile for every shape in the first case only."""
+        hurried = bool(self.done) and self.options.seconds < math.inf
         for contender in self.contenders:
             if hurried and contender.compiles:
                 self._append(state_row(suite, case, contender.name, "not reached: compiling takes too long"))
@@ -199,25 +208,44 @@ class Session:
             except NoMeasurementError as state:
                 return contender, state
 
+        for contender in contenders:
+            self.workers[contender.name].start()  # all of them import at once
         ready = {}
         # Nothing is timed yet, so on the CPU two may compile at once; a GPU's memory is better used one by one.
-        with ThreadPoolExecutor(2 if self.options.device == "cpu" and case.B * case.N <= 2**26 else 1) as pool:
-            for contender, found in pool.map(prepare, contenders):
-                if isinstance(found, NoMeasurementError):
-                    self._nothing(suite, case, contender.name, found)
-                    continue
-                ready[contender.name] = found.pop("first call")
-                for statistic, value in found.items():
-                    self._append(_row(suite, case, contender.name, statistic, value, unit=UNITS[statistic]))
+        together = 2 if self.options.device == "cpu" and case.B * case.N <= 2**26 else 1
+        for contender, found in self._at_once(together, prepare, contenders):
+            if isinstance(found, NoMeasurementError):
+                self._no_value(suite, case, contender.name, found)
+                continue
+            ready[contender.name] = found.pop("expected")
+            for statistic, value in found.items():
+                self._append(_row(suite, case, contender.name, statistic, value))
         return ready
 
-    def _nothing(self, suite: str, case: Case, name: str, state: NoMeasurementError) -> None:
+    def _at_once(
+        self, together: int, work: Callable[[Contender], Result], contenders: Sequence[Contender]
+    ) -> Iterator[Result]:
+        """`work` for so many contenders at once, in order; then alone those whose pilot is a measurement."""
+        with ThreadPoolExecutor(together) as pool:
+            yield from pool.map(work, [contender for contender in contenders if not contender.pilot])
+        yield from map(work, [contender for contender in contenders if contender.pilot])
+
+    def _no_value(self, suite: str, case: Case, name: str, state: NoMeasurementError) -> None:
         self._append(state_row(suite, case, name, str(state)))
         self.say(f"  {name:24} {state}")
         if state.details:
             self.say(state.details)
-        if name.startswith("ldreg ") and str(state).startswith(("wrong", "failed")):
-            self.wrong.append(f"{name} {case}: {state}")
+        if named(name).ours and str(state).startswith(("wrong", "failed", "no answer")):
+            self._wrong(f"{name} {case}: {state}")
+
+    def _wrong(self, what: str) -> None:
+        self.wrong.append(what)
+        self.say(f"WRONG: {what}")
+
+    def _worker(self, name: str, memory_limit: int = 0) -> Worker:
+        worker = Worker(name, self.options.device, self.options.threads, memory_limit=memory_limit)
+        worker.deadline = self.started + self.options.seconds + GRACE_SECONDS
+        return worker
 
     def _rounds(self, suite: str, case: Case, ready: dict[str, float]) -> dict[str, Times]:
         times = {name: Times() for name in ready}
@@ -229,7 +257,7 @@ class Session:
                     self._turn(name, had, expected=had.turns[-1] if had.turns else ready[name])
                 except NoMeasurementError as state:
                     del times[name]
-                    self._nothing(suite, case, name, state)
+                    self._no_value(suite, case, name, state)
         return times
 
     def _turn(self, name: str, had: Times, expected: float) -> None:
@@ -243,36 +271,44 @@ class Session:
     def _report(self, suite: str, case: Case, times: dict[str, Times]) -> None:
         ours = next((c.name for c in self.contenders if c.ours and c.name in times), None)
         for name, had in times.items():
-            self._append(_spread(suite, case, name, "time", "ms", had.turns, had.calls))
+            self._append(_spread(suite, case, name, "time", had.turns, had.calls))
             line = f"  {name:24} {statistics.median(had.turns):10.2f} ms"
             if ours is not None and name != ours:
                 ratios = [theirs / mine for theirs, mine in zip(had.turns, times[ours].turns, strict=False)]
-                self._append(_spread(suite, case, name, "ratio", "1", ratios, had.calls))
+                self._append(_spread(suite, case, name, "ratio", ratios, had.calls))
                 line += f"  {statistics.median(ratios):6.2f}x"
             self.say(line)
         if self.rates is None:
             return
         floors = dict(zip(("gemm floor", "gather floor"), self.rates.floors_ms(case), strict=True))
         for statistic, value in floors.items():
-            self._append(_row(suite, case, "roofline", statistic, value, unit="ms"))
+            self._append(_row(suite, case, "roofline", statistic, value))
         for contender in self.contenders:
             if contender.ours and contender.name in times:
                 shares = [turn / sum(floors.values()) for turn in times[contender.name].turns]
-                self._append(_spread(suite, case, contender.name, "of the floor", "1", shares, len(shares)))
+                self._append(_spread(suite, case, contender.name, "of the floor", shares, len(shares)))
 
-    def _counters(self, suite: str, case: Case, name: str) -> None:
-        if self.options.device != "cuda":
-            return
+    def _count_memory(self, suite: str, case: Case, name: str) -> None:
         try:
-            counters = self.workers[name].counters()
+            peak = self.workers[name].peak_memory()
         except NoMeasurementError as state:
-            self._nothing(suite, case, name, state)
+            self._no_value(suite, case, name, state)
             return
-        for statistic, value in counters.items():
-            if value is not None:
-                self._append(_row(suite, case, name, statistic, value, unit=UNITS[statistic], repetitions=1))
+        if peak is not None:
+            self._append(_row(suite, case, name, "peak memory", peak, repetitions=1))
 
-    def _headline(self, what: str) -> None:
+    def _count_launches(self, suite: str, case: Case, name: str) -> None:
+        try:
+            kernels = self.workers[name].kernels()
+        except NoMeasurementError as state:
+            self._no_value(suite, case, name, state)
+            return
+        if kernels is not None:
+            own = sum("ldreg" in kernel for kernel in kernels)
+            self._append(_row(suite, case, name, "launches", len(kernels), repetitions=1))
+            self._append(_row(suite, case, name, "own launches", own, repetitions=1))
+
+    def _announce(self, what: str) -> None:
         self.say(f"{what}, after {time.monotonic() - self.started:.0f} s")
 
     def _append(self, row: Row) -> None:
@@ -289,20 +325,19 @@ def available_memory() -> int:
 # ------------------------------------------------------------------------------------------------- rows
 
 
-def _row(suite: str, case: Case, backend: str, statistic: str, value: float | None = None, **more: object) -> Row:
-    shape = {"B": case.B, "N": case.N, "D": case.D, "k": case.k, "dtype": case.dtype, "mode": case.mode}
-    return Row(suite=suite, op=case.op, backend=backend, statistic=statistic, value=value, **shape, **more)  # type: ignore[arg-type]
+def _row(suite: str, case: Case, backend: str, statistic: str, value: float, **more: Any) -> Row:
+    unit = UNITS.get(statistic, "1")
+    return Row(suite, case.op, backend, **case.to_dict(), statistic=statistic, unit=unit, value=value, **more)
 
 
 def state_row(suite: str, case: Case, backend: str, note: str) -> Row:
-    return _row(suite, case, backend, "state", note=note)
+    """A row without a value, and why."""
+    return Row(suite, case.op, backend, **case.to_dict(), statistic="state", note=note)
 
 
-def _spread(
-    suite: str, case: Case, backend: str, statistic: str, unit: str, values: list[float], repetitions: int
-) -> Row:
+def _spread(suite: str, case: Case, backend: str, statistic: str, values: list[float], repetitions: int) -> Row:
     low, median, high = np.percentile(values, (20, 50, 80)).tolist()
-    return _row(suite, case, backend, statistic, median, unit=unit, low=low, high=high, repetitions=repetitions)
+    return _row(suite, case, backend, statistic, median, low=low, high=high, repetitions=repetitions)
 
 
 def _rate_row(name: str, rate: float, unit: str) -> Row:

@@ -169,6 +169,9 @@ def judge(step: Step) -> Verdict:
         return judge_tests(step)
     if step.name not in ("build", "bench"):
         return judge_workload(step)
+    wrong = re.findall(r"^WRONG: (.*)$", step.log, re.M)
+    if wrong:
+        return Verdict("FAILED", wrong[0])
     if step.code in STOPPED:
         return Verdict("not finished", "stopped at its time limit")
     if step.code:

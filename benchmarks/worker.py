@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import resource
 import select
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -61,8 +64,9 @@ class Worker:
         self.contender = contender
         self._arguments = [contender, device, str(threads), str(memory_limit)]
         self._package = package
+        self.deadline = math.inf  # on time.monotonic(); no answer is waited for longer
         self._process: subprocess.Popen[str] | None = None
-        self._printed: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the handle)
+        self._printed: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (lives as long as the handle)
 
     def prepare(self, case: Case, limit: float) -> dict[str, float]:
         """Build the contender for a case, call it, check the answer.
@@ -72,7 +76,7 @@ class Worker:
             limit: seconds one call may take.
 
         Returns:
-            The answer's errors, and `first call` in ms.
+            The answer's errors, and `expected` ms for a call.
 
         Raises:
             NoMeasurementError: there is nothing to time, with the reason.
@@ -85,15 +89,27 @@ class Worker:
         found: list[float] = self._ask(60 + calls * limit, do="time", calls=calls)
         return found
 
-    def counters(self) -> dict[str, float | None]:
-        """`peak memory` in MB and `launches` of one call, None where the device does not have such a thing."""
-        found: dict[str, float | None] = self._ask(120, do="counters")
+    def start(self) -> None:
+        """Start the process, which then imports what it needs; the first answer waits for that."""
+        self._started()
+
+    def peak_memory(self) -> float | None:
+        """MB on a GPU: `harness.Trial.peak_memory`."""
+        found: float | None = self._ask(120, do="peak_memory")
+        return found
+
+    def kernels(self) -> list[str] | None:
+        """Names of the kernels of one call, on a GPU."""
+        found: list[str] | None = self._ask(120, do="kernels")
         return found
 
     def release(self) -> None:
-        """Give the memory of the prepared case back."""
+        """Give the memory of the prepared case back; a process that does not manage ends."""
         if self._process is not None:
-            self._ask(60, do="release")
+            try:
+                self._ask(60, do="release")
+            except NoMeasurementError:
+                self.stop()
 
     def resident_memory(self, case: Case, limit: float) -> float:
         """MB that one call adds at the peak: `harness.peak_resident_memory`."""
@@ -109,25 +125,33 @@ class Worker:
         """End the process, whatever it is doing."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with suppress(subprocess.TimeoutExpired):  # stuck in a driver; there is nothing to wait for
+                self._process.communicate(timeout=10)
             self._process = None
 
     def _ask(self, seconds: float, **request: Any) -> Any:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        if not select.select([process.stdout], [], [], seconds)[0]:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise NoMeasurementError("not reached: the run's time was over")
+        with suppress(BrokenPipeError):  # it is dead, which is noticed below
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        if not select.select([process.stdout], [], [], min(seconds, left))[0]:
             self.stop()
-            raise NoMeasurementError(f"over the limit: no answer within {seconds:.0f} s")
+            cut = "not reached: the run's time was over" if left < seconds else f"no answer within {seconds:.0f} s"
+            raise NoMeasurementError(cut)
         line = process.stdout.readline()
-        if not line:
-            self._explain_death(process.wait())
+        if not line.endswith("\n"):
+            self._explain_death(process)
         reply = json.loads(line)
-        if "state" in reply:
-            raise NoMeasurementError(reply["state"], reply.get("details", ""))
-        return reply["value"]
+        if "state" not in reply:
+            return reply["value"]
+        if reply.get("broken"):
+            self.stop()
+        raise NoMeasurementError(reply["state"], reply.get("details", ""))
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -146,7 +170,10 @@ class Worker:
             )
         return self._process
 
-    def _explain_death(self, code: int) -> None:
+    def _explain_death(self, process: subprocess.Popen[str]) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)  # its output ends before it does
+        code = process.poll()
         self.stop()
         if code == -9:  # nobody but the system's out-of-memory killer sends it
             raise NoMeasurementError("out of memory: ended by the system")
@@ -179,7 +206,9 @@ class _Child:
         self.trial: Trial | None = None
 
     def answer(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The reply to one request: {"value": ...}, or {"state": ...} with "details" where something broke."""
+        """The reply to one request: {"value": ...}; or {"state": ...}, with "details" where something went wrong, and
+        "broken" where this process is not to be trusted any more.
+        """
         try:
             return {"value": getattr(self, f"do_{do}")(**arguments)}
         except (UnavailableError, OutOfMemoryError) as error:
@@ -187,8 +216,10 @@ class _Child:
         except WrongAnswerError as error:
             reply = {"state": f"wrong: {error}"}
         except Exception as error:
-            reply = {"state": f"failed: {type(error).__name__}: {error}"[:200], "details": traceback.format_exc()}
-        gc.collect()  # what the failed call held is still there; others want the GPU's memory
+            # After an illegal access every later call on the same CUDA context fails too.
+            state = f"failed: {type(error).__name__}: {error}"[:200]
+            return {"state": state, "details": traceback.format_exc(), "broken": self.device.type == "cuda"}
+        gc.collect()  # what the call held is still there, and others want the GPU's memory
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return reply
@@ -196,15 +227,19 @@ class _Child:
     def do_prepare(self, case: dict[str, Any], limit: float) -> dict[str, float]:
         self.do_release()
         self.trial = Trial(self.contender, Case(**case), self.device, limit)
-        return {**self.trial.errors, "first call": self.trial.first_call_ms}
+        return {**self.trial.errors, "expected": self.trial.expected_ms}
 
     def do_time(self, calls: int) -> list[float]:
         assert self.trial is not None
         return self.trial.milliseconds(calls)
 
-    def do_counters(self) -> dict[str, float | None]:
+    def do_peak_memory(self) -> float | None:
         assert self.trial is not None
-        return {"peak memory": self.trial.peak_memory(), "launches": self.trial.launches()}
+        return self.trial.peak_memory()
+
+    def do_kernels(self) -> list[str] | None:
+        assert self.trial is not None
+        return self.trial.kernels()
 
     def do_release(self) -> None:
         if self.trial is not None:

@@ -71,7 +71,9 @@ struct Items {
   }
 };
 
-void run_on_lent_workers(OpenmpParallel openmp, Items& items, int workers) {
+// Always with the full team, also for a few items: libgomp ends the workers that a smaller team has no use for and starts
+// them again later, and torch's loops would pay for that too.
+void run_on_lent_workers(OpenmpParallel openmp, Items& items, int threads) {
   struct Call {
     Items& items;
     std::thread::id caller = std::this_thread::get_id();
@@ -81,7 +83,7 @@ void run_on_lent_workers(OpenmpParallel openmp, Items& items, int workers) {
     own.items.work();
     if (std::this_thread::get_id() == own.caller) own.items.wait();
   };
-  openmp(body, &call, static_cast<unsigned>(workers), 0);
+  openmp(body, &call, static_cast<unsigned>(threads), 0);
 }
 
 void run_on_own_threads(Items& items, int workers) {
@@ -114,7 +116,7 @@ void parallel_items(int64_t count, int threads, Control& control, void (*body)(v
   if (workers <= 1)
     items.work();
   else if (openmp)
-    run_on_lent_workers(openmp, items, workers);
+    run_on_lent_workers(openmp, items, threads);
   else
     run_on_own_threads(items, workers);
   if (items.failure) std::rethrow_exception(items.failure);

@@ -38,7 +38,8 @@ def _torch_workers() -> int:
         return 0
     paths = {Path(line.split(maxsplit=5)[-1].strip()) for line in maps.read_text().splitlines() if "/lib" in line}
     runtimes = sorted(path for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp")))
-    folders = (Path(torch.__file__).parent / "lib", Path(torch.__file__).parent.with_name("torch.libs"))
+    package = Path(torch.__file__).resolve().parent  # the kernel lists files without their links
+    folders = (package / "lib", package.with_name("torch.libs"))
     candidates = [path for path in runtimes if path.parent in folders] or runtimes
     if len(candidates) != 1:
         return 0

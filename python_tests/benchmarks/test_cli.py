@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 import ldreg_kernels.cli
 from benchmarks import cli, compare
 from benchmarks.cases import Case
-from benchmarks.records import ROOT
+from benchmarks.contenders import contenders
+from benchmarks.records import RESULTS, ROOT
 from benchmarks.session import Options
 from benchmarks.worker import NoMeasurementError
 
@@ -29,6 +30,7 @@ def run(*arguments):
         (["--threads", "0"], "--threads"),
         (["--report", "--out", "/nowhere/at/all"], "holds no measurements"),
         (["--compare", "no-such-revision"], "git knows no commit"),
+        (["--quick", "--out", str(RESULTS)], "is for complete suites"),
         (["left", "over"], "unexpected extra argument"),
     ],
 )
@@ -110,7 +112,13 @@ def test_another_commit_is_built_timed_and_removed(monkeypatch):
 
     monkeypatch.setattr(compare, "_run", run_without_compiling)
     said = []
-    compare.compare("HEAD", [Case(128, 128, 8, 4)], Options("cpu", 1, rounds=2, patience=1, limit=10), said.append)
+    compare.compare(
+        "HEAD",
+        [Case(128, 128, 8, 4)],
+        contenders("cpu"),
+        Options("cpu", 1, rounds=2, patience=1, limit=10),
+        said.append,
+    )
     assert "(128, 128, 8, 4) float32 gradient" in said[-1]
     assert " against " in said[-1]
     worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

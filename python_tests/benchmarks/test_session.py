@@ -3,6 +3,8 @@
 import json
 import time
 from dataclasses import replace
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from benchmarks import worker
 from benchmarks.cases import Case
 from benchmarks.contenders import Answer, Contender, named
-from benchmarks.harness import OutOfMemoryError, Trial, peak_resident_memory
+from benchmarks.harness import OutOfMemoryError, Trial, kernel_names, peak_resident_memory
 from benchmarks.records import FILE_NAME, RecordFile, Row, Run
 from benchmarks.searches import UnavailableError
 from benchmarks.session import Options, Session
@@ -37,7 +39,7 @@ def test_a_trial_times_and_rotates_its_inputs():
     assert min(times) > 0
     assert seen[0] != seen[1]
     assert seen[:2] == seen[2:]
-    assert (trial.peak_memory(), trial.launches()) == (None, None)  # the CPU has neither
+    assert (trial.peak_memory(), trial.kernels()) == (None, None)  # the CPU has neither
     trial.close()
 
 
@@ -74,6 +76,21 @@ def test_peak_memory_is_what_a_call_holds_at_once():
     assert peak_resident_memory(contender(allocate), CASE) == pytest.approx(67.1, abs=8)
 
 
+def test_kernels_are_told_from_copies_and_annotations():
+    def event(name, device="DeviceType.CUDA", annotation=False):
+        return SimpleNamespace(name=name, device_type=device, is_user_annotation=annotation)
+
+    events = [
+        event("ldreg_search"),
+        event("Memcpy DtoD"),
+        event("Memset (Device)"),
+        event("Torch-Compiled Region", annotation=True),
+        event("aten::mm", device="DeviceType.CPU"),
+        event("gemm_kernel"),
+    ]
+    assert kernel_names(events) == ["ldreg_search", "gemm_kernel"]
+
+
 # ---------------------------------------------------------------- processes
 
 
@@ -93,9 +110,9 @@ def start():
 def test_a_worker_prepares_times_and_releases(start):
     ours = start("ldreg cpu")
     found = ours.prepare(CASE, limit=10)
-    assert set(found) == {"lid error", "gradient error", "first call"}
+    assert set(found) == {"lid error", "gradient error", "expected"}
     assert len(ours.milliseconds(3, limit=10)) == 3
-    assert ours.counters() == {"peak memory": None, "launches": None}
+    assert (ours.peak_memory(), ours.kernels()) == (None, None)
     ours.release()
     ours.prepare(replace(CASE, mode="forward"), limit=10)  # the same process goes on
     with pytest.raises(NoMeasurementError, match="failed: AttributeError") as failed:
@@ -103,6 +120,17 @@ def test_a_worker_prepares_times_and_releases(start):
     assert "Traceback" in failed.value.details
 
 
+def test_a_worker_does_not_outlive_the_run(start):
+    ours = start("torch.mm")
+    ours.prepare(CASE, limit=10)
+    ours.deadline = time.monotonic() + 0.05
+    with pytest.raises(NoMeasurementError, match="not reached: the run's time was over"):
+        ours.prepare(Case(8192, 8192, 2048, 8), limit=10)
+    with pytest.raises(NoMeasurementError, match="not reached"):
+        ours.prepare(CASE, limit=10)
+
+
+@pytest.mark.skipif(find_spec("cuvs") is not None, reason="cuVS is installed here")
 def test_a_worker_says_what_is_missing(start):
     with pytest.raises(NoMeasurementError, match="missing: No module named 'cuvs'"):
         start("cuVS").prepare(CASE, limit=10)
@@ -112,10 +140,10 @@ def test_a_worker_that_does_not_answer_is_stopped(start, monkeypatch):
     ours = start("torch.mm")
     ours.prepare(CASE, limit=10)
     monkeypatch.setattr(worker, "START_SECONDS", 0.1)
-    with pytest.raises(NoMeasurementError, match="over the limit: no answer within 0 s"):
+    with pytest.raises(NoMeasurementError, match="no answer within 0 s"):
         ours.prepare(Case(8192, 8192, 2048, 8), limit=0.01)
     monkeypatch.undo()
-    assert ours.prepare(CASE, limit=10)["first call"] > 0  # a new process
+    assert ours.prepare(CASE, limit=10)["expected"] > 0  # a new process
 
 
 def test_a_worker_that_dies_says_how(start):
@@ -204,7 +232,9 @@ def test_what_time_does_not_allow_is_named(session):
     assert [record.row.note for record in session.file.read()] == ["not reached"]
 
 
-@pytest.mark.parametrize("state", ["wrong: gradient off by 1e-1", "failed: RuntimeError: boom"])
+@pytest.mark.parametrize(
+    "state", ["wrong: gradient off by 1e-1", "failed: RuntimeError: boom", "no answer within 60 s"]
+)
 def test_our_own_wrong_answer_fails_the_run_and_is_not_timed(session, monkeypatch, state):
     def refuse(case, limit):
         raise NoMeasurementError(state, "the traceback")

@@ -40,6 +40,22 @@ def test_torch_workers_are_found():
     assert int(found.stdout) > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_calls_start_no_threads_and_end_none():
+    program = (
+        "import os, torch, ldreg_kernels as ldk\n"
+        "torch.set_num_threads(4)\n"
+        "torch.ones(1 << 20).mul(2)\n"  # torch starts its workers
+        "tasks = lambda: sorted(os.listdir('/proc/self/task'))\n"
+        "before = tasks()\n"
+        "for rows in (700, 97, 700, 130): ldk.lid(torch.randn(rows, 40), k=20, backend='cpu')\n"  # few items, then many
+        "torch.ones(1 << 20).mul(2)\n"
+        "assert tasks() == before, (before, tasks())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_same_answer_on_own_threads(features, request):
     borrowed = lid(features)
     request.getfixturevalue("own_threads")
