@@ -179,7 +179,8 @@ class Session:
             for row in rows:
                 self._append(row)
                 if row.statistic in ("time", "state"):
-                    self.say(f"  {row.backend:24} " + (row.note or f"{row.value:10.2f} ms"))
+                    value = "" if row.value is None else f"{row.value:10.2f} ms  "
+                    self.say(f"  {row.backend:24} {value}{row.note}")
 
     # --------------------------------------------------------------------------------------------- one case
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import goals, plots, report, tables
 from benchmarks.cases import HUGE_BATCH, TRAIN, Case
-from benchmarks.records import FILE_NAME, RecordFile, Row, Run
+from benchmarks.records import FILE_NAME, RESULTS, ROOT, RecordFile, Row, Run
 from benchmarks.selection import Results, Shape
 from benchmarks.tables import Table
 
@@ -370,3 +370,9 @@ def test_bad_markers_are_named_and_nothing_is_written(tmp_path: Path, text: str,
     with pytest.raises(ValueError, match=message):
         report.update_readme(readme, record(tmp_path, cpu_rows()))
     assert readme.read_text() == text
+
+
+def test_the_readme_shows_what_is_recorded(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes((ROOT / "README.md").read_bytes())
+    assert not report.update_readme(readme, RESULTS), "run `ldreg bench --report`"
