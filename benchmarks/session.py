@@ -171,7 +171,7 @@ class Session:
                 continue
             self._announce(name)
             try:
-                budget = min(self.options.patience, self.seconds_left)
+                budget = min(3 * self.options.patience, self.seconds_left)  # three variants
                 rows = measure_step(case, torch.device(self.options.device), budget)
             except (WrongAnswerError, RuntimeError) as error:  # of ours, or of the step it is part of
                 self._wrong(f"{name}: {error}")
