@@ -138,7 +138,11 @@ def bench(context: typer.Context) -> None:
         )
         raise typer.Exit(2)
     sys.path.insert(0, str(checkout))
-    benchmarks = importlib.import_module("benchmarks.cli")
+    try:
+        benchmarks = importlib.import_module("benchmarks.cli")
+    except ImportError as error:
+        errors.print(f"ldreg: {error}. Benchmarks need an extra: pip install '.[bench]'", style="red", markup=False)
+        raise typer.Exit(2) from None
     benchmarks.app(context.args, prog_name="ldreg bench")
 
 

@@ -77,6 +77,18 @@ def test_ldreg_bench_of_an_installed_package_says_what_it_needs(monkeypatch, tmp
     assert "Clone the repository" in " ".join(result.output.split())
 
 
+def test_ldreg_bench_without_its_extra_names_it(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr(ldreg_kernels.cli.importlib, "import_module", missing)
+    result = CliRunner().invoke(ldreg_kernels.cli.app, ["bench", "--list"])
+    assert result.exit_code == 2
+    assert "No module named 'matplotlib'. Benchmarks need an extra: pip install '.[bench]'" in " ".join(
+        result.output.split()
+    )
+
+
 # ---------------------------------------------------------------- --compare
 
 
