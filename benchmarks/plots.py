@@ -224,7 +224,7 @@ def _speed_up(results: Results, shapes: Sequence[Shape]) -> Figure:
     heights = [len(bars) + 1.2 for _, bars in panels]
     figure = Figure(figsize=(_WIDTH, max(2.5, 1.5 + 0.23 * sum(heights))), layout="constrained")
     ratios = [row.value or 1.0 for _, bars in panels for _, row, _ in bars if row]
-    limits = (min(0.6, 0.6 * min(ratios, default=1.0)), 3.5 * max(ratios, default=1.0))
+    limits = (0.6 * min([1.0, *ratios]), 3.5 * max([1.0, *ratios]))
     grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
     for i, (shape, bars) in enumerate(panels):
         axes = figure.add_subplot(grid[i])
