@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import tolerances
 import torch
 
 import ldreg_kernels as ldk
@@ -36,7 +37,9 @@ def absorbed(columns: int) -> torch.Tensor:
 def test_small_features_beside_a_large_one(backend, columns: int) -> None:
     x = absorbed(columns)
     found = backend.knn(x, k=8).distances.double()
-    torch.testing.assert_close(found, ldk.knn(x.double(), k=8, backend="reference").distances, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found, ldk.knn(x.double(), k=8, backend="reference").distances, rtol=tolerances.DISTANCE, atol=0
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e15, 1e16, 1e17, 1e18])
@@ -46,7 +49,7 @@ def test_scales_with_rows_that_fill_no_vector(backend, rows: int, k: int, scale:
     found = backend.knn(x, k=k)
     assert int(found.indices.max()) < rows
     truth = ldk.knn(x.double(), k=k, backend="reference").distances
-    torch.testing.assert_close(found.distances.double(), truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.distances.double(), truth, rtol=tolerances.DISTANCE, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-100, 1e40, 1e100])
@@ -93,6 +96,7 @@ def test_every_instruction_set(isa: str) -> None:
     """The neighbours, LIDs and gradients of each compiled set this machine executes, in a process of its own."""
     script = """
 import sys, numpy, torch, ldreg_kernels as ldk
+DISTANCE = 1e-6  # tolerances.py has the reason; it is not on this process's path
 from ldreg_kernels.kernels import native
 try:
     chosen = native.isa()
@@ -104,9 +108,9 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         x = torch.randn(rows, columns).to(dtype)
         exact = x.double()
         a, b = ldk.knn(x, k=k, backend="cpu"), ldk.knn(exact, k=k, backend="reference")
-        torch.testing.assert_close(a.distances.double(), b.distances, rtol=1e-6, atol=0)
+        torch.testing.assert_close(a.distances.double(), b.distances, rtol=DISTANCE, atol=0)
         own = (exact[:, None] - exact[a.indices]).norm(dim=2)  # of the rows it returned
-        torch.testing.assert_close(a.distances.double(), own, rtol=1e-6, atol=0)
+        torch.testing.assert_close(a.distances.double(), own, rtol=DISTANCE, atol=0)
         p, q = x.clone().requires_grad_(), exact.clone().requires_grad_()
         (g,) = torch.autograd.grad(ldk.ldreg_loss(p, k=k, backend="cpu"), p)
         (h,) = torch.autograd.grad(ldk.ldreg_loss(q, k=k, backend="reference"), q)

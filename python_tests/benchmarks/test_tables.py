@@ -1,0 +1,170 @@
+"""benchmarks/{selection,tables,goals}.py: one run at a time, every number from a row, verdicts that follow the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmark_rows import HALF, NEW, OLD, cell, cpu_rows, curve_rows, record, results, row, run, state, timed, verdicts
+
+from benchmarks import goals, report, tables
+from benchmarks.cases import HUGE_BATCH, TRAIN, Case
+from benchmarks.records import Row
+from benchmarks.selection import Shape
+
+# ------------------------------------------------------------------------------------------------- selection
+
+
+def test_newest_run_wins_whatever_the_order_in_the_file(tmp_path: Path) -> None:
+    record(tmp_path, timed(TRAIN, "ldreg cpu", 218.0))
+    record(tmp_path, [*timed(TRAIN, "ldreg cpu", 999.0), *timed(TRAIN, "faiss", 1998.0, 2.0)], run(start=OLD))
+    table = tables.headline(results(tmp_path))
+    assert cell(table, 0, "ours, ms (p20-p80)") == "218 (196-240)"
+    assert "faiss" not in table.header  # the older run's rows are not mixed in
+    assert "abc1234, 2025-01-02; `ldreg bench --device cpu --suite headline`" in table.caption
+
+
+def test_every_suite_and_device_has_its_own_newest_run(tmp_path: Path) -> None:
+    record(tmp_path, [*timed(TRAIN, "ldreg cpu", 1.0), *timed(TRAIN, "ldreg cpu", 2.0, suite="n")], run(start=OLD))
+    record(tmp_path, timed(TRAIN, "ldreg cpu", 3.0))
+    record(tmp_path, timed(TRAIN, "ldreg cuda", 4.0), run("cuda", start=OLD, hardware="Some GPU"))
+    assert {suite: made.run for suite, made in results(tmp_path).runs.items()} == {
+        "headline": f"{NEW}-cpu",
+        "n": f"{OLD}-cpu",
+    }
+    assert cell(tables.headline(results(tmp_path, "cuda")), 0, "ours, ms (p20-p80)").startswith("4.00 ")
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+def test_headline_shows_ratios_and_reasons(tmp_path: Path) -> None:
+    rows = [
+        *cpu_rows(),
+        state(TRAIN, "KeOps", "over the limit of 10 s: 3.1 s for 256 of 4096 queries"),
+        state(TRAIN, "published compiled", "out of memory at 19.2 GB"),
+        state(TRAIN, "faiss", "wrong: recall 0.41"),
+        state(TRAIN, "cuVS", "missing: No module named 'cuvs'"),
+        state(HALF, "-", "not reached"),
+    ]
+    table = tables.headline(results(record(tmp_path, rows)))
+    assert cell(table, 0, "published") == "9.0x"
+    assert cell(table, 0, "torch.mm") == "0.50x its time"
+    assert cell(table, 0, "KeOps") == "> 10 s"
+    assert cell(table, 0, "published compiled") == "out of memory [1]"
+    assert cell(table, 0, "faiss") == "wrong [2]"
+    assert cell(table, 1, "faiss") == "3.0x"
+    assert "cuVS" not in table.header
+    assert table.notes == (
+        "[1] out of memory at 19.2 GB",
+        "[2] wrong: recall 0.41",
+        "Without a column: cuVS (missing: No module named 'cuvs').",
+        "Not reached: (4096, 4096, 2048, 64) bfloat16, loss + gradient.",
+    )
+    listed = {(who, why) for who, _, why in tables.not_measured(results(tmp_path)).rows}
+    assert {("everybody", "not reached"), ("cuVS", "missing: No module named 'cuvs'")} <= listed
+
+
+def test_readme_names_the_best_of_the_matrix_products(tmp_path: Path) -> None:
+    rows = [
+        *timed(TRAIN, "ldreg cpu", 218.0),
+        *timed(TRAIN, "mm + topk + bag fp32", 872.0, 4.0),
+        *timed(TRAIN, "mm + topk + bag bf16", 654.0, 3.0),
+    ]
+    table = tables.headline(results(record(tmp_path, rows)), short=True)
+    assert table.header[3:] == (tables.BEST_PRODUCT,)
+    assert cell(table, 0, tables.BEST_PRODUCT) == "3.0x (bf16)"
+
+
+def test_ratios_refer_to_the_first_backend_of_ours_that_ran(tmp_path: Path) -> None:
+    rows = [*timed(TRAIN, "ldreg triton", 3.0, 1.5), *timed(TRAIN, "ldreg cuda", 2.0)]
+    table = tables.headline(results(record(tmp_path, rows, run("cuda")), "cuda"))
+    assert cell(table, 0, "ours, ms (p20-p80)").startswith("2.00")
+    assert cell(table, 0, "ldreg triton") == "1.5x"
+
+
+def test_accuracy_is_the_worst_case_and_recall_is_not_rounded_up(tmp_path: Path) -> None:
+    rows = [
+        row(TRAIN, "published", "lid error", 3e-7),
+        row(replace(TRAIN, k=32), "published", "lid error", 2e-3),
+        row(TRAIN, "published", "recall", 0.99996),
+    ]
+    table = tables.accuracy(results(record(tmp_path, rows)))
+    assert table.rows == (("published", "2.0e-03", "-", "0.9999"),)
+
+
+def test_memory_and_train_step(tmp_path: Path) -> None:
+    step = {"op": "train_step", "B": 512, "N": 512, "D": 2048, "k": 64, "dtype": "float32", "mode": "simclr resnet50"}
+    steps = [
+        Row("train-step", backend=backend, statistic=statistic, value=value, **step)
+        for backend, statistic, value in (
+            ("none", "time", 9000.0),
+            ("naive", "time", 9400.0),
+            ("naive", "share", 0.043),
+            ("naive", "ratio", 1.04),
+        )
+    ]
+    steps.append(Row("train-step", backend="fused", statistic="state", note="no fused backend: not built", **step))
+    found = results(record(tmp_path, curve_rows() + steps))
+    table = tables.memory(found, "memory")
+    assert [cell(table, i, "published") for i in range(3)] == ["90.0", "360", "out of memory [1]"]
+    assert cell(table, 0, "B x N in float32") == "4.2"
+    table = tables.train_step(found)
+    assert table.rows[0][:6] == ("simclr resnet50", "512 x 2048", "64", "float32", "9000", "9400 (4.3 %)")
+    assert table.rows[0][6:8] == ("unavailable [1]", "1.04x")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0581, "0.058"), (0.9965, "1.0"), (8.44, "8.4"), (9.96, "9.96"), (19.87, "19.9"), (1822.4, "1822")],
+)
+def test_numbers_have_two_or_three_digits(value: float, text: str) -> None:
+    assert tables.number(value) == text
+
+
+# ------------------------------------------------------------------------------------------------- goals
+
+
+def test_goals_are_judged_by_the_rows(tmp_path: Path) -> None:
+    record(tmp_path, cpu_rows(published=7.9, product=1.3, faiss=1.9), run(start=OLD))
+    named = [("CPU", "published code"), ("CPU", "torch.mm alone"), ("CPU", "faiss")]
+    assert {verdicts(tmp_path)[name] for name in named} == {"NOT met"}
+    assert "3 not met (CPU published code, CPU torch.mm alone, CPU faiss)" in report.outcome(report.read(tmp_path))
+    record(tmp_path, cpu_rows(published=8.0, product=1.43, faiss=2.0))
+    assert {verdicts(tmp_path)[name] for name in named} == {"met"}
+    assert verdicts(tmp_path)["GPU", "published code"] == "not measured"
+
+
+def test_goal_against_the_product_depends_on_the_cpu(tmp_path: Path) -> None:
+    record(tmp_path, cpu_rows(product=1 / 1.2), run(hardware="Old CPU, 2 threads, avx2"))
+    assert verdicts(tmp_path)["CPU", "torch.mm alone"] == "met"
+    record(tmp_path, cpu_rows(product=1 / 1.2), run(start="20250103T000000"))
+    assert verdicts(tmp_path)["CPU", "torch.mm alone"] == "NOT met"
+
+
+def test_goals_on_a_gpu(tmp_path: Path) -> None:
+    ours, gpu = "ldreg cuda", run("cuda", hardware="Some GPU")
+    rows = [r for case in (TRAIN, HALF, HUGE_BATCH) for r in timed(case, ours, 1.0)]
+    rows += [row(case, ours, "of the floor", 1.4) for case in (TRAIN, HALF, HUGE_BATCH)]
+    rows += [row(case, ours, "own launches", 1.0) for case in (TRAIN, HALF)]
+    rows += [row(TRAIN, "published", "ratio", 20.0), row(HALF, "mm + topk + bag bf16", "ratio", 1.9)]
+    found = verdicts(record(tmp_path, rows, gpu))
+    assert found["GPU", "published code"] == "met"
+    assert found["GPU", "mm + topk + bag bf16"] == "NOT met"
+    assert found["GPU", "both hardware floors"] == "met"
+    assert found["GPU", "launches of our kernels"] == "not measured"  # one case is open
+    assert found["GPU", "memory of one GPU"] == "met"
+    record(tmp_path, [row(HUGE_BATCH, ours, "own launches", 2.0), row(HALF, ours, "of the floor", 1.6)], gpu)
+    found = verdicts(tmp_path)
+    assert found["GPU", "launches of our kernels"] == found["GPU", "both hardware floors"] == "NOT met"
+
+
+def test_memory_goal_allows_outputs_and_a_fixed_workspace(tmp_path: Path) -> None:
+    case = Case(16384, 16384, 512, 64)
+    allowed = goals.allowed_mb(Shape(**case.to_dict()))
+    assert allowed == pytest.approx((16384 * (512 * 4 + 64 * 16) + 2 * 16384 * 16) / 1e6 + 64)
+    record(tmp_path, [row(case, "ldreg cpu", "peak memory", 0.99 * allowed, "memory")])
+    assert verdicts(tmp_path)["CPU", "memory"] == "met"
+    record(tmp_path, [row(case, "ldreg cpu", "peak memory", 1.01 * allowed, "memory")])
+    assert verdicts(tmp_path)["CPU", "memory"] == "NOT met"
