@@ -15,7 +15,7 @@ import torch
 # name -> (module, device types it serves); order is `auto`'s preference
 _BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cuda": ("", ("cuda",)),
-    "triton": ("", ("cuda",)),
+    "triton": ("triton_backend", ("cuda",)),
     "cpu": ("native", ("cpu",)),
     "reference": ("reference", ("cpu", "cuda", "mps", "xpu")),
 }
@@ -36,6 +36,12 @@ def unavailable_reason(name: str) -> str | None:
     return reason
 
 
+def _devices(name: str) -> tuple[str, ...]:
+    """The device types that backend `name` serves here: in its interpreter, Triton works on CPU tensors."""
+    module = _module(name)
+    return tuple(module.device_types()) if hasattr(module, "device_types") else _BACKENDS[name][1]
+
+
 def backends() -> dict[str, str | None]:
     """Every backend of this package with the reason it is unavailable, None for those that run.
 
@@ -54,7 +60,9 @@ def resolve(name: str, device: torch.device) -> ModuleType:
     """
     if name == "auto":
         for candidate, (_, devices) in _BACKENDS.items():
-            if device.type in devices and unavailable_reason(candidate) is None:
+            if device.type not in devices or unavailable_reason(candidate) is not None:
+                continue
+            if device.type in _devices(candidate):  # not the interpreter, which is never the fastest
                 return _module(candidate)
         raise RuntimeError(f"no backend serves {device.type} tensors; see ldreg_kernels.backends()")
     if name not in _BACKENDS:
@@ -62,6 +70,6 @@ def resolve(name: str, device: torch.device) -> ModuleType:
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is unavailable: {reason}")
-    if device.type not in _BACKENDS[name][1]:
-        raise ValueError(f"backend {name!r} serves {' and '.join(_BACKENDS[name][1])} tensors, got x on {device}")
+    if device.type not in _devices(name):
+        raise ValueError(f"backend {name!r} serves {' and '.join(_devices(name))} tensors, got x on {device}")
     return _module(name)

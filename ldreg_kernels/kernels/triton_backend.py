@@ -1,0 +1,151 @@
+"""The Triton backend: unpacks a Problem, allocates the outputs, launches. One launch per call, on any GPU since Ampere.
+
+With TRITON_INTERPRET=1 in the environment before Triton is first imported, the same kernels run in Triton's interpreter
+on CPU tensors: slow, and meant for tests. What is computed and how: triton_fused.py, from the top.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import tuning
+from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track
+
+_launch: ModuleType | None
+try:
+    from . import triton_launch as _launch
+except ImportError as error:
+    _launch, _missing = None, f"Triton could not be imported ({error}); it comes with CUDA builds of torch"
+else:
+    _missing = ""
+
+OLDEST = 80  # compute capability: asynchronous copies and bfloat16 begin with Ampere
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return _launch is not None and _launch.INTERPRETING
+
+
+def device_types() -> tuple[str, ...]:
+    """Where tensors have to be."""
+    return ("cpu",) if interpreting() else ("cuda",)
+
+
+def unavailable_reason() -> str | None:
+    """Why kernels cannot run, or None."""
+    if _launch is None:
+        return _missing
+    return None if interpreting() else _no_device()
+
+
+@cache
+def _no_device() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device; TRITON_INTERPRET=1 runs it on the CPU in Triton's interpreter, for tests"
+    oldest = min(_capability(device) for device in range(torch.cuda.device_count()))
+    if oldest < OLDEST:
+        return f"compute capability {oldest / 10} is below {OLDEST / 10}"
+    return None
+
+
+@cache
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@cache
+def _programs(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _run(problem: Problem, k: int, wanted: int, out: dict[str, Tensor], modes: dict[str, object]) -> None:
+    assert _launch is not None
+    x = problem.x
+    wanted += int(problem.drop_smallest)
+    shape = tuning.Shape(
+        B=x.shape[0],
+        N=problem.y.shape[0],
+        D=x.shape[1],
+        wanted=wanted,
+        dtype=str(x.dtype).removeprefix("torch."),
+        capability=0 if interpreting() else _capability(x.device.index),
+    )
+    nothing = x  # a pointer that is not used
+    output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})
+    fused = not interpreting() and os.environ.get("LDREG_TRITON_STAGED", "0") != "1"
+    programs = 1 if interpreting() else _programs(x.device.index)
+    request = _launch.Request(k, wanted, modes)
+    _launch.run(_launch.plan(problem, request, output, tuning.choose(shape), programs, fused))
+
+
+def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An output; float32, or float64 for float64 features, unless told otherwise."""
+    real = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
+    return torch.empty(shape, dtype=dtype or real, device=problem.x.device)
+
+
+def knn(problem: Problem) -> KnnResult:
+    """Contract `knn`."""
+    rows, k = problem.x.shape[0], problem.k
+    found = KnnResult(_new(problem, rows, k), _new(problem, rows, k, dtype=torch.int64))
+    _run(problem, k, k, found._asdict(), {"knn": True})
+    return found
+
+
+def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
+    """Contract `lid`."""
+    return _estimates(problem, estimator, track, need_grad, {}, {})
+
+
+def ldreg(
+    problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
+) -> LdregResult:
+    """Contract `ldreg`."""
+    rows = problem.x.shape[0]
+    value = _new(problem, rows) if reduction == "none" else _new(problem)
+    coeff = _new(problem, rows)
+    modes = {
+        "loss": True,
+        "form": FORMS.index(form),
+        "reduction": REDUCTIONS.index(reduction),
+        "goal": 0.0 if target is None else math.log(target),
+    }
+    found = _estimates(problem, estimator, track, need_grad, modes, {"value": value, "coeff": coeff})
+    return LdregResult(value, coeff, *found)
+
+
+def _estimates(
+    problem: Problem,
+    estimator: str,
+    track: Track,
+    need_grad: bool,
+    modes: dict[str, object],
+    out: dict[str, Tensor],
+) -> LidResult:
+    rows, columns = problem.x.shape
+    found = LidResult(
+        lid=_new(problem, rows),
+        degenerate=_new(problem, rows, dtype=torch.bool),
+        tracked=_new(problem, len(track), rows),
+        grad=_new(problem, rows if need_grad else 0, columns),
+    )
+    flat = tuple(number for name, k in track for number in (ESTIMATORS.index(name), k))
+    modes = {"estimator": ESTIMATORS.index(estimator), "track": flat, "gradient": need_grad, **modes}
+    pointers = found._asdict() | {"degenerate": found.degenerate.view(torch.uint8)}
+    _run(problem, problem.k, max([problem.k, *(k for _, k in track)]), pointers | out, modes)
+    return found
+
+
+def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contract `scale_rows`: one pass, rounding to `dtype` on the way out."""
+    out = torch.empty_like(grad, dtype=dtype)
+    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
+        return torch.mul(grad, scale[:, None], out=out)

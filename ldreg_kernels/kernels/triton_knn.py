@@ -1,0 +1,181 @@
+"""Triton stages from candidates to neighbours: exact distances, the k smallest by (distance, index), `knn`'s output.
+
+A program works on ROWS queries at a time. Their candidates are in its own part of the scratch (Space.bits, Space.tag):
+either the smallest of a row of exact distances (`from_slab`), or the row's list from the tiles, whose distances are
+taken here from the references' own rows (`from_list`). While a reference is in registers for its distance it can also be
+added to the query's gradient: see `from_list`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_language import (
+    FAILED,
+    LARGEST,
+    count_below,
+    from_bits,
+    kth_smallest,
+    load_keys,
+    sort_candidates,
+    to_bits,
+    unit_of,
+)
+from .triton_operands import batch_unit
+
+
+@triton.jit
+def task(s, block, first, last, LISTED: tl.constexpr, C: tl.constexpr):
+    """(slot, query, live, scratch) [rows] of a block of queries among first..last, or s.failed[first..last)."""
+    ROWS: tl.constexpr = C.rows
+    slot = block * ROWS + tl.arange(0, ROWS)
+    live = slot < last - first
+    if LISTED:
+        query = tl.load(s.failed + first + slot, mask=live, other=0)
+    else:
+        query = first + slot
+    scratch = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64) * C.cap
+    return slot, query, live, scratch
+
+
+@triton.jit
+def from_slab(p, s, slot, live, scratch, C: tl.constexpr):
+    """How many candidates s.slab[slot, :] gave, all exact: at least `wanted`, ties by the lower index."""
+    CAP: tl.constexpr = C.cap
+    BLOCK: tl.constexpr = C.slab_block
+    COVER: tl.constexpr = C.cover_all
+    NEVER: tl.constexpr = 0x7FFFFFFFFFFFFFFF if C.wide else 0x7FFFFFFF
+    at = slot.to(tl.int64) * p.N
+    m = tl.where(live, p.N, 0)
+    t, n = kth_smallest(s.slab, at, m, p.wanted, CAP, BLOCK, COVER, NEVER)
+    # More than there is room for: all but the lowest-indexed of those tied at the k-th distance are superfluous.
+    ties_wanted = tl.where(n > CAP, p.wanted - count_below(s.slab, at, m, t, BLOCK, NEVER), CAP)
+    kept = tl.zeros([at.shape[0]], tl.int32)
+    ties = tl.zeros([at.shape[0]], tl.int32)
+    for first in range(0, p.N, BLOCK):
+        bits = load_keys(s.slab, at, m, first, BLOCK, NEVER)
+        tied = ((bits == t[:, None]) & (bits < NEVER)).to(tl.int32)
+        keep = (bits < t[:, None]) | ((tied > 0) & (ties[:, None] + tl.cumsum(tied, 1) <= ties_wanted[:, None]))
+        place = kept[:, None] + tl.cumsum(keep.to(tl.int32), 1) - 1
+        j = first + tl.arange(0, BLOCK)
+        tl.store(s.bits + scratch[:, None] + place, bits, mask=keep)
+        tl.store(s.tag + scratch[:, None] + place, 2 * j[None, :] + tl.zeros(place.shape, tl.int32), mask=keep)
+        kept += tl.sum(keep.to(tl.int32), 1)
+        ties += tl.sum(tied, 1)
+    tl.debug_barrier()
+    return kept
+
+
+@triton.jit
+def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr, C: tl.constexpr):
+    """Candidates of the lists c, with exact distances: (n, whether a distance left float32's range, sum).
+
+    POWER > 0: the candidates whose key is among the k smallest are guessed to be the neighbours, and
+    sum = sum of (x - y_j) / d_j^POWER over them. Rows are gathered once; the few wrong guesses are mended later.
+    """
+    NEVER: tl.constexpr = 0x7FFFFFFF
+    ROWS: tl.constexpr = C.rows
+    CAP: tl.constexpr = C.cap
+    BLOCK: tl.constexpr = C.list_block
+    COVER: tl.constexpr = C.list_block >= C.cap
+    TOGETHER: tl.constexpr = C.together
+    BLOCK_D: tl.constexpr = C.row_d
+    at = slot.to(tl.int64) * CAP
+    n = tl.load(c.count + slot, mask=live, other=0)
+    n = tl.where(n <= CAP, n, 0)
+    guess = tl.full([ROWS], -NEVER, tl.int32)
+    if POWER > 0:
+        guess, _ = kth_smallest(c.key, at, n, k, k, BLOCK, COVER, NEVER)
+    for first in range(0, tl.max(n), BLOCK):
+        key, j = load_keys(c.key, at, n, first, BLOCK, NEVER), load_keys(c.index, at, n, first, BLOCK, 0)
+        listed = (first + tl.arange(0, BLOCK))[None, :] < n[:, None]
+        place = scratch[:, None] + (first + tl.arange(0, BLOCK))[None, :]
+        tl.store(s.tag + place, 2 * j + (key <= guess[:, None]).to(tl.int32), mask=listed)
+        tl.store(s.bits + place, tl.zeros([ROWS, BLOCK], tl.int32), mask=listed)
+    tl.debug_barrier()
+    sort_candidates(s, scratch, n, C)  # by index: lists were appended to in any order, and sums round
+
+    x_row = p.x + query.to(tl.int64)[:, None] * p.x_stride
+    columns = tl.arange(0, BLOCK_D)
+    total = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    own = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    if C.one_chunk:
+        own = tl.load(x_row + columns[None, :], mask=live[:, None] & (columns < p.D)[None, :], other=0.0)
+        own = own.to(tl.float32) * unit
+    lost = tl.zeros([ROWS], tl.int32)
+    for first in range(0, tl.max(n), TOGETHER):
+        position = first + tl.arange(0, TOGETHER)
+        listed = position[None, :] < n[:, None]
+        place = scratch[:, None] + position[None, :]
+        tag = tl.load(s.sorted_tag + place, mask=listed, other=0)
+        y_row = p.y + (tag >> 1).to(tl.int64)[:, :, None] * p.y_stride
+        if C.one_chunk:
+            inside = listed[:, :, None] & (columns < p.D)[None, None, :]
+            y = tl.load(y_row + columns[None, None, :], mask=inside, other=0.0).to(tl.float32) * unit
+            difference = tl.where(inside, own[:, None, :] - y, 0.0)
+            d2 = tl.sum(difference * difference, 2)
+            if POWER > 0:
+                d = tl.sqrt_rn(d2)
+                weight = tl.where(((tag & 1) > 0) & (d > 0), tl.div_rn(1.0, tl.where(d > 0, d, 1.0)), 0.0)
+                if POWER == 2:
+                    difference = difference * weight[:, :, None]
+                total += tl.sum(difference * weight[:, :, None], 1)
+        else:
+            d2 = tl.zeros([ROWS, TOGETHER], tl.float32)
+            for f in range(0, p.D, BLOCK_D):
+                inside = (f + columns < p.D)[None, :]
+                x = tl.load(x_row + f + columns[None, :], mask=live[:, None] & inside, other=0.0)
+                inside = listed[:, :, None] & inside[:, None, :]
+                y = tl.load(y_row + f + columns[None, None, :], mask=inside, other=0.0)
+                difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
+                difference = tl.where(inside, difference, 0.0)
+                d2 += tl.sum(difference * difference, 2)
+        lost = tl.maximum(lost, tl.max(((d2 < float("inf")) == 0).to(tl.int32), 1))
+        tl.store(s.bits + place, to_bits(d2), mask=listed)
+        tl.store(s.tag + place, tag, mask=listed)
+    tl.debug_barrier()
+    return n, lost, total
+
+
+@triton.jit
+def give_up(s, query, lost):
+    """Rows with a distance beyond float32's range in the batch's unit: to be searched again in a larger one."""
+    place = tl.atomic_add(s.state + FAILED + tl.zeros(query.shape, tl.int32), 1, mask=lost)
+    tl.store(s.failed + place, query, mask=lost)
+
+
+@triton.jit
+def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.constexpr, C: tl.constexpr):
+    """`knn`: distances and indices of queries first..last, from the slab (SLAB) or from the lists."""
+    DROP: tl.constexpr = C.drop
+    SORT: tl.constexpr = C.sort
+    ROWS: tl.constexpr = C.rows
+    for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
+        slot, query, live, scratch = task(s, block, first, last, LISTED, C)
+        if SLAB:
+            _, back = unit_of(tl.load(s.state + LARGEST), C.wide)
+            n = from_slab(p, s, slot, live, scratch, C)
+        else:
+            _, unit, back, _ = batch_unit(p, a, C)
+            n, lost, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
+            give_up(s, query, lost > 0)
+        sort_candidates(s, scratch, n, C)
+        k = p.wanted - DROP
+        for f in range(0, k, SORT):
+            position = f + tl.arange(0, SORT)
+            inside = live[:, None] & (position < k)[None, :] & ((position + DROP)[None, :] < n[:, None])
+            place = scratch[:, None] + DROP + position[None, :]
+            bits = tl.load(s.sorted_bits + place, mask=inside, other=0)
+            d2 = from_bits(bits)
+            known = tl.where(d2 < float("inf"), d2, 0.0)
+            root = tl.sqrt(known) if C.wide else tl.sqrt_rn(known)
+            d = tl.where(d2 < float("inf"), root * back, float("nan"))
+            at = query.to(tl.int64)[:, None] * k + position[None, :]
+            tl.store(o.distances + at, d, mask=inside)
+            tl.store(
+                o.indices + at,
+                (tl.load(s.sorted_tag + place, mask=inside, other=0) >> 1).to(tl.int64),
+                mask=inside,
+            )
+        tl.debug_barrier()  # the scratch is free for the next block of queries

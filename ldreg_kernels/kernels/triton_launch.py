@@ -1,0 +1,264 @@
+"""From a Problem to launches: sizes of the workspace, arguments, and the fused or the staged run.
+
+Fused is the normal way: one cooperative launch, no host synchronisation, capturable in a CUDA graph. Staged runs the
+same stages in the same order, each a launch of its own (LDREG_TRITON_STAGED=1, and always in the interpreter); it reads the number of
+failed rows back, which fused does not. Kernels compute on the current stream of the features' device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import contract, tuning
+from .triton_direct import ldreg_direct
+from .triton_fused import ldreg_fused_direct, ldreg_fused_tiles
+from .triton_interpreter import interpreting
+from .triton_knn import ldreg_neighbours
+from .triton_language import FAILED, MAP, NONE, OFFSET, STATE_WORDS, Problem, Space
+from .triton_lid import Output, ldreg_estimates, ldreg_loss
+from .triton_operands import Operands, ldreg_centre, ldreg_pack, ldreg_scan
+from .triton_tiles import Lists, ldreg_threshold, ldreg_tiles
+
+INTERPRETING = bool(triton.knobs.runtime.interpret)
+_ROUNDING = 2.0**-23
+
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the call asks for, in the numbers kernels know."""
+
+    k: int  # of the estimator; for knn the neighbours returned
+    wanted: int  # neighbours to find: the largest k, one more if the smallest is dropped
+    modes: dict[str, Any]  # fields of Setup
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Arguments of the stages, and the sizes their loops need."""
+
+    setup: tuning.Setup
+    programs: int
+    p: Problem
+    s: Space
+    a: Operands | None
+    c: Lists | None
+    o: Output
+    k: int
+    panel: int  # queries at a time
+    first_step: int = 0  # references whose keys go through the slab
+    chunk: int = 0  # references packed at a time
+    fallback: int = 0  # queries whose distances to every reference fit the slab
+
+
+def columns_of_one(t: Tensor) -> Tensor:
+    """`t` with unit column stride: copied only if it has another; rows may be strided, or repeated with stride 0."""
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def plan(problem: contract.Problem, request: Request, out: Output, blocks: tuning.Blocks, programs: int, fused: bool) -> Plan:
+    """Workspace from torch's allocator and everything the stages are called with."""
+    x = columns_of_one(problem.x.detach())
+    y = x if problem.symmetric else columns_of_one(problem.y.detach())
+    (B, D), N = x.shape, y.shape[0]
+    own = problem.self_index
+    wide = x.dtype == torch.float64
+    word = torch.int64 if wide else torch.int32
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    tiles = blocks.path == "tiles"
+    # Direct: any place beyond `wanted` ends the search for the threshold earlier. Tiles: room for what is uncertain.
+    cap = tuning.power_of_two(max(4 * request.wanted, 64) if tiles else max(request.wanted + request.wanted // 4, 32))
+    columns = -(-D // blocks.tile_d) * blocks.tile_d
+    if tiles:
+        chunk = max(blocks.tile_n, blocks.packed // columns // blocks.tile_n * blocks.tile_n)
+        once = chunk >= N
+        first_step = min(N, max(blocks.first_step, 2 * request.wanted), N if once else chunk)
+        panel = max(1, min(B, blocks.slab // first_step, blocks.slab // (2 * cap), max(blocks.packed // columns, 128)))
+        slab = max(panel * first_step, N)
+    else:
+        chunk, once, first_step = N, True, N
+        panel = max(1, min(B, blocks.slab // N))
+        slab = panel * N
+    setup = tuning.Setup(
+        **{f.name: getattr(blocks, f.name) for f in fields(blocks) if f.name != "cap"},
+        cap=cap,
+        fused=fused,
+        same=problem.symmetric,
+        shared=problem.symmetric and once,
+        once=once,
+        self_kind=(NONE if own is None else OFFSET if isinstance(own, int) else MAP).value,
+        wide=wide,
+        exact=problem.precision == "exact",
+        one_chunk=blocks.row_d >= D,
+        cover=blocks.select >= first_step,
+        cover_all=blocks.slab_block >= N,
+        drop=int(problem.drop_smallest),
+        **request.modes,
+    )
+    scratch = (programs, blocks.rows, cap)
+    return Plan(
+        setup=setup,
+        programs=programs,
+        p=Problem(
+            x=x,
+            x_stride=x.stride(0),
+            B=B,
+            y=y,
+            y_stride=y.stride(0),
+            N=N,
+            D=D,
+            own=own.contiguous() if isinstance(own, Tensor) else x,
+            offset=own if isinstance(own, int) else 0,
+            wanted=request.wanted,
+        ),
+        s=Space(
+            state=_state(x.device, fused),
+            slab=new(slab, dtype=word),
+            failed=new(B, dtype=torch.int32),
+            bits=new(*scratch, dtype=word),
+            tag=new(*scratch, dtype=torch.int32),
+            sorted_bits=new(*scratch, dtype=word),
+            sorted_tag=new(*scratch, dtype=torch.int32),
+        ),
+        a=_operands(new, setup, B, N, D, panel, chunk, columns) if tiles else None,
+        c=_lists(new, setup, D, panel, first_step) if tiles else None,
+        o=out,
+        k=request.k,
+        panel=panel,
+        first_step=first_step,
+        chunk=N if once else chunk,
+        fallback=max(1, slab // N),
+    )
+
+
+def _operands(
+    new: Callable[..., Tensor], setup: tuning.Setup, B: int, N: int, D: int, panel: int, chunk: int, columns: int
+) -> Operands:
+    blocks = -(-D // setup.centre_d)
+    y = new(min(N, chunk), columns, dtype=torch.float16)
+    y_norm, y_residual = new(N), new(N)
+    return Operands(
+        centre=new(D),
+        extent=new(blocks),
+        shifted=new(blocks),
+        x=y if setup.shared else new(panel, columns, dtype=torch.float16),
+        x_norm=y_norm if setup.shared else new(B),
+        x_residual=y_residual if setup.shared else new(B),
+        y=y,
+        y_norm=y_norm,
+        y_residual=y_residual,
+        columns=columns,
+    )
+
+
+def _lists(new: Callable[..., Tensor], setup: tuning.Setup, D: int, panel: int, width: int) -> Lists:
+    return Lists(
+        key=new(panel, setup.cap, dtype=torch.int32),
+        index=new(panel, setup.cap, dtype=torch.int32),
+        count=new(panel, dtype=torch.int32),
+        reach=new(panel),
+        limit=new(panel),
+        # Tensor cores truncate each of D / 8 to D / 16 partial sums of a product: 1.25 D 2^-23 of |x| |y| at most
+        # (triton_tiles.py); the rest is for the norms and the arithmetic on keys.
+        gamma=(1.5 * D + 64) * _ROUNDING,
+        width=width,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- running
+
+_states: dict[tuple[int, int], Tensor] = {}
+
+
+def _state(device: torch.device, fused: bool) -> Tensor:
+    """Zeros that a launch leaves zero: kept for each stream, so that no launch has to clear them first."""
+    if not fused or torch.cuda.is_current_stream_capturing():  # a graph may run beside whatever else its stream does
+        return torch.zeros(STATE_WORDS, dtype=torch.int64, device=device)
+    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+    if key not in _states:
+        _states[key] = torch.zeros(STATE_WORDS, dtype=torch.int64, device=device)
+    return _states[key]
+
+
+def run(plan: Plan) -> None:
+    """Launch, on the features' device and its current stream."""
+    device = plan.p.x.device
+    guard = torch.cuda.device(device) if device.type == "cuda" else interpreting()
+    with guard:
+        if plan.setup.fused:
+            _fused(plan)
+        else:
+            _staged(plan)
+
+
+def _fused(q: Plan) -> None:
+    options = {
+        "num_warps": q.setup.num_warps,
+        "enable_fp_fusion": False,
+        "launch_cooperative_grid": q.programs > 1,
+    }
+    if q.a is None:
+        ldreg_fused_direct[(q.programs,)](q.p, q.s, q.o, q.k, q.panel, q.setup, **options)
+    else:
+        ldreg_fused_tiles[(q.programs,)](
+            q.p, q.s, q.a, q.c, q.o, q.k, q.panel, q.first_step, q.chunk, q.fallback, q.setup, **options
+        )
+
+
+def _staged(q: Plan) -> None:
+    """triton_fused.py once more, with a launch for every stage."""
+    C = q.setup
+
+    def launch(stage: Any, *arguments: Any) -> None:
+        stage[(q.programs,)](*arguments, C, num_warps=C.num_warps, enable_fp_fusion=False)
+
+    def rows(first: int, last: int, listed: bool, slab: bool) -> None:
+        if C.knn:
+            launch(ldreg_neighbours, q.p, q.s, q.a, q.c, q.o, first, last, listed, slab)
+        else:
+            launch(ldreg_estimates, q.p, q.s, q.a, q.c, q.o, q.k, first, last, listed, slab)
+
+    if q.a is None:
+        launch(ldreg_scan, q.p, q.s)
+        for first in range(0, q.p.B, q.panel):
+            last = min(first + q.panel, q.p.B)
+            launch(ldreg_direct, q.p, q.s, first, last, False)
+            rows(first, last, False, True)
+    else:
+        _staged_tiles(q, launch, rows)
+    if C.loss:
+        launch(ldreg_loss, q.p, q.o)
+
+
+def _staged_tiles(q: Plan, launch: Callable[..., None], rows: Callable[[int, int, bool, bool], None]) -> None:
+    p, s, a, c, C = q.p, q.s, q.a, q.c, q.setup
+    launch(ldreg_centre, p, a)
+    if C.once:
+        launch(ldreg_pack, p, s, a, 0, p.N, 0, False)
+    for top in range(0, p.B, q.panel):
+        bottom = min(top + q.panel, p.B)
+        if not C.shared:
+            launch(ldreg_pack, p, s, a, top, bottom, top, True)
+        first, last = 0, min(q.first_step, p.N)
+        while first < p.N:
+            base = 0 if C.once else first
+            if not C.once:
+                launch(ldreg_pack, p, s, a, first, last, base, False)
+            launch(ldreg_tiles, p, s, a, c, top, bottom, first, last, base, first == 0)
+            launch(ldreg_threshold, p, s, a, c, top, bottom, last, first == 0)
+            first, last = last, min(last + min(last, q.chunk), p.N)
+        rows(top, bottom, False, False)
+    failed = int(s.state[FAILED.value].item())
+    for first in range(0, failed, q.fallback):
+        last = min(first + q.fallback, failed)
+        launch(ldreg_direct, p, s, first, last, True)
+        rows(first, last, True, True)

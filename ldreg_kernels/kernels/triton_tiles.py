@@ -1,0 +1,207 @@
+"""Triton stages that find candidates: the tensor-core distance tile, and the threshold of every row.
+
+With packed rows x^, y^ the tile gives key = |y^|^2 - 2 x^.y^, and q = |x^|^2 + key is off by at most
+E = gamma (|x^|^2 + |y^|^2) from |x^ - y^|^2, which is within r_x + r_y of the true distance (r: residual of packing). So
+    lower bound  d >= sqrt(q - E) - r_x - r_y        upper bound  d <= sqrt(q + E) + r_x + r_y.
+T, the upper bound of the k-th smallest key so far, bounds the k-th distance; a reference whose lower bound exceeds T is
+no neighbour. Every neighbour is therefore among the candidates: the certificate holds by construction, and what can
+fail is only the room for candidates; such rows are listed in s.failed and get every pair (triton_direct.py).
+
+A row has one threshold, shared by all programs. References come in steps: the first step's keys all go into a slab that
+stays in L2; then `ldreg_threshold` sets T and keeps the candidates; later steps append what passes T, and are followed by
+`ldreg_threshold` again. Within a step T is fixed, so the set of candidates is the same on every run; only their order is
+not, and triton_rows.py sorts. precision="fast": gamma and residuals 0, and 16 candidates more than k.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .triton_language import (
+    FAILED,
+    INTERPRET,
+    count_below,
+    from_sortable,
+    kth_smallest,
+    load_keys,
+    own_rows,
+    sortable,
+)
+from .triton_operands import LOST, NOT_FINITE
+
+NEVER = tl.constexpr(0x7FFFFFFF)
+ADMIT_ALL = tl.constexpr(1e36)  # limit of a row without a threshold: admits every reference that is finite
+ADMIT_NONE = tl.constexpr(-3e38)  # limit of a row that failed
+TINY = tl.constexpr(1e-30)  # products below 2^-126 vanish
+FAST_EXTRA = tl.constexpr(16)
+
+
+class Lists(NamedTuple):
+    """Candidates of the queries of one panel, and what a reference has to pass. Written by the two stages here."""
+
+    key: Any  # [panel, cap] int32, sortable
+    index: Any  # [panel, cap] int32
+    count: Any  # [panel] int32; more than cap: the row has failed
+    reach: Any  # [panel] 2 (T + r_x)
+    limit: Any  # [panel] (T + r_x)^2 - |x^|^2 (1 - gamma)
+    gamma: Any  # relative rounding bound of a key; unused by precision="fast"
+    width: Any  # references in a row of the slab
+
+
+@triton.jit
+def slack_of(norm, residual, gamma):
+    """A reference's own share of the error of its key: gamma |y^|^2 + r_y^2."""
+    return gamma * norm + residual * residual
+
+
+@triton.jit
+def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, DENSE: tl.constexpr, C: tl.constexpr):
+    """Queries panel..panel_end against references first..last, whose packed rows begin at a.y[first - base].
+
+    DENSE: slab[i - panel, j - first] = key. Else: append the references that pass the threshold to the row's list.
+    """
+    BLOCK_B: tl.constexpr = C.tile_b
+    BLOCK_N: tl.constexpr = C.tile_n
+    BLOCK_D: tl.constexpr = C.tile_d
+    STAGES: tl.constexpr = C.stages
+    CAP: tl.constexpr = C.cap
+    GROUP: tl.constexpr = 8  # row blocks that go through the same references together, while these are in L2
+    down, across = tl.cdiv(panel_end - panel, BLOCK_B), tl.cdiv(last - first, BLOCK_N)
+    for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
+        group = tile // (GROUP * across) * GROUP
+        high = tl.minimum(down - group, GROUP)
+        within = tile % (GROUP * across)
+        slot = (group + within % high) * BLOCK_B + tl.arange(0, BLOCK_B)
+        j = first + (within // high) * BLOCK_N + tl.arange(0, BLOCK_N)
+        live, offered = slot < panel_end - panel, j < last
+        # Rows beyond the end repeat the last one and are masked afterwards; columns are padded with zeros.
+        row = tl.minimum(slot, panel_end - panel - 1)
+        if C.shared:
+            x_row = a.y + (panel + row).to(tl.int64)[:, None] * a.columns
+        else:
+            x_row = a.x + row.to(tl.int64)[:, None] * a.columns
+        y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * a.columns
+        dot = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
+        for d in tl.range(0, a.columns, BLOCK_D, num_stages=STAGES):
+            columns = d + tl.arange(0, BLOCK_D)
+            x, y = tl.load(x_row + columns[None, :]), tl.load(y_row + columns[None, :])
+            if INTERPRET:
+                x, y = x.to(tl.float32), y.to(tl.float32)
+            dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
+
+        query = panel + slot
+        norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+        own = own_rows(p, query, live, C)
+        key = norm[None, :] - 2 * dot
+        allowed = live[:, None] & offered[None, :] & (j[None, :] != own[:, None])
+        if DENSE:
+            finite = allowed & (key < ADMIT_ALL)
+            at = slot.to(tl.int64)[:, None] * c.width + (j - first)[None, :]
+            tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
+        else:
+            limit = tl.load(c.limit + slot, mask=live, other=ADMIT_NONE)
+            if C.exact:
+                residual = tl.load(a.y_residual + j, mask=offered, other=0.0)
+                reach = tl.load(c.reach + slot, mask=live, other=0.0)
+                slack = slack_of(norm, residual, c.gamma)
+                passes = key - slack[None, :] - residual[None, :] * reach[:, None] <= limit[:, None]
+            else:
+                passes = key <= limit[:, None]
+            passes = passes & allowed
+            counter = c.count + slot[:, None] + tl.zeros([1, BLOCK_N], tl.int32)
+            place = tl.atomic_add(counter, 1, mask=passes, sem="relaxed", scope="gpu")
+            room = passes & (place < CAP)
+            at = slot.to(tl.int64)[:, None] * CAP + place
+            tl.store(c.key + at, sortable(key), mask=room)
+            tl.store(c.index + at, j[None, :] + tl.zeros([BLOCK_B, 1], tl.int32), mask=room)
+
+
+@triton.jit
+def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: tl.constexpr):
+    """Set every row's threshold from its slab (DENSE: the keys of references 0..last) or its list; keep what passes.
+
+    The lists are complete when last == N; rows that lack room, or finite references, or are themselves not finite, go
+    to s.failed then.
+    """
+    CAP: tl.constexpr = C.cap
+    ROWS: tl.constexpr = C.select_rows if DENSE else C.rows
+    BLOCK: tl.constexpr = C.select if DENSE else C.list_block
+    COVER: tl.constexpr = C.cover if DENSE else C.list_block >= C.cap
+    for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, ROWS), tl.num_programs(0)):
+        slot = block * ROWS + tl.arange(0, ROWS)
+        live = slot < panel_end - panel
+        norm = tl.load(a.x_norm + panel + slot, mask=live, other=0.0)
+        residual = tl.load(a.x_residual + panel + slot, mask=live, other=0.0)
+        list_at = slot.to(tl.int64) * CAP
+        if DENSE:
+            source, at = s.slab, slot.to(tl.int64) * c.width
+            m = tl.where(live, last, 0)
+            good = live & (norm < NOT_FINITE) & (residual < LOST)
+        else:
+            source, at = c.key, list_at
+            m = tl.load(c.count + slot, mask=live, other=0)
+            good = live & (m <= CAP)
+        m = tl.where(good, m, 0)
+
+        wanted = p.wanted if C.exact else tl.minimum(p.wanted + FAST_EXTRA, CAP)
+        t, n = kth_smallest(source, at, m, wanted, wanted + wanted // 16, BLOCK, COVER, NEVER)
+        full = n >= wanted
+        below = from_sortable(t)
+        if C.exact:
+            # The largest error among the references counted, for the upper bound of the k-th distance.
+            slack, width = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+            for f in range(0, tl.max(m), BLOCK):
+                keys, j = _listed(c, source, at, m, f, DENSE, BLOCK)
+                counted = keys <= t[:, None]
+                y_residual = tl.load(a.y_residual + j, mask=counted, other=0.0)
+                y_norm = tl.load(a.y_norm + j, mask=counted, other=0.0)
+                slack = tl.maximum(slack, tl.max(slack_of(y_norm, y_residual, c.gamma), 1))
+                width = tl.maximum(width, tl.max(y_residual, 1))
+            q = norm * (1 + c.gamma) + below + slack + TINY
+            reach = tl.sqrt(tl.maximum(q, 0.0)) * (1 + 1e-6) + residual + width + residual
+            limit = reach * reach * (1 + 1e-6) - norm * (1 - c.gamma) + TINY
+            limit = tl.where(full, limit, ADMIT_ALL)
+            reach = tl.where(full, 2 * reach, 0.0)
+        else:
+            limit, reach = tl.where(full, below, ADMIT_ALL), tl.zeros([ROWS], tl.float32)
+
+        kept = tl.zeros([ROWS], tl.int32)
+        for f in range(0, tl.max(m), BLOCK):
+            keys, j = _listed(c, source, at, m, f, DENSE, BLOCK)
+            key = from_sortable(keys)
+            if C.exact:
+                known = keys < NEVER
+                y_residual = tl.load(a.y_residual + j, mask=known, other=0.0)
+                y_norm = tl.load(a.y_norm + j, mask=known, other=0.0)
+                lower = key - slack_of(y_norm, y_residual, c.gamma) - y_residual * reach[:, None]
+                passes = known & (lower <= limit[:, None])
+            else:
+                passes = (keys < NEVER) & (key <= limit[:, None])
+            place = kept[:, None] + tl.cumsum(passes.to(tl.int32), 1) - 1
+            kept += tl.sum(passes.to(tl.int32), 1)
+            passes = passes & (place < CAP)
+            tl.debug_barrier()  # everyone has read this block: it may be overwritten
+            tl.store(c.key + list_at[:, None] + place, keys, mask=passes)
+            tl.store(c.index + list_at[:, None] + place, j, mask=passes)
+        failed = live & ((good == 0) | (kept > CAP))
+        if last == p.N:
+            failed = failed | (live & (kept < p.wanted))
+            place = tl.atomic_add(s.state + FAILED + tl.zeros([ROWS], tl.int32), 1, mask=failed)
+            tl.store(s.failed + place, panel + slot, mask=failed)
+        tl.store(c.count + slot, tl.where(failed, CAP + 1, kept), mask=live)
+        tl.store(c.limit + slot, tl.where(failed, ADMIT_NONE, limit), mask=live)
+        tl.store(c.reach + slot, reach, mask=live)
+
+
+@triton.jit
+def _listed(c, source, at, m, first, DENSE: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys and reference indices of the entries first .. first + BLOCK."""
+    keys = load_keys(source, at, m, first, BLOCK, NEVER)
+    position = first + tl.arange(0, BLOCK)
+    if DENSE:
+        return keys, position[None, :] + tl.zeros([at.shape[0], 1], tl.int32)
+    else:
+        return keys, load_keys(c.index, at, m, first, BLOCK, 0)
