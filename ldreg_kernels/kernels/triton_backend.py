@@ -70,20 +70,13 @@ def _run(problem: Problem, k: int, wanted: int, out: dict[str, Tensor], modes: d
     assert _launch is not None
     x = problem.x
     wanted += int(problem.drop_smallest)
-    shape = tuning.Shape(
-        B=x.shape[0],
-        N=problem.y.shape[0],
-        D=x.shape[1],
-        wanted=wanted,
-        dtype=str(x.dtype).removeprefix("torch."),
-        capability=0 if interpreting() else _capability(x.device.index),
-    )
     nothing = x  # a pointer that is not used
     output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})
     fused = not interpreting() and os.environ.get("LDREG_TRITON_STAGED", "0") != "1"
     programs = 1 if interpreting() else _programs(x.device.index)
     request = _launch.Request(k, wanted, modes)
-    _launch.run(_launch.plan(problem, request, output, tuning.choose(shape), programs, fused))
+    blocks = tuning.choose(_launch.shape_of(problem, wanted))
+    _launch.run(_launch.plan(problem, request, output, blocks, programs, fused))
 
 
 def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -45,4 +45,4 @@ def ldreg_direct(p, s, first, last, LISTED: tl.constexpr, C: tl.constexpr):
         d2 = tl.sum(total, 2)
         bits = to_bits(tl.where(d2 < float("inf"), d2, float("inf")))
         bits = tl.where(j[None, :] == own_rows(p, query, live, C)[:, None], NEVER, bits)
-        tl.store(s.slab + slot.to(tl.int64)[:, None] * p.N + j[None, :], bits, mask=live[:, None] & (j < p.N)[None, :])
+        tl.store(s.slab + slot[:, None] * p.N + j[None, :], bits, mask=live[:, None] & (j < p.N)[None, :])

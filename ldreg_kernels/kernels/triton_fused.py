@@ -65,7 +65,7 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
             if not C.once:
                 ldreg_pack(p, s, a, first, last, base, False, C)
             met = meet(s.state, met, C)
-            if first == 0:
+            if first == 0 or not C.append:
                 ldreg_tiles(p, s, a, c, top, bottom, first, last, base, True, C)
                 met = meet(s.state, met, C)
                 ldreg_threshold(p, s, a, c, top, bottom, last, True, C)

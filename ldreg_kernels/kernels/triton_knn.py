@@ -35,7 +35,7 @@ def task(s, block, first, last, LISTED: tl.constexpr, C: tl.constexpr):
         query = tl.load(s.failed + first + slot, mask=live, other=0)
     else:
         query = first + slot
-    scratch = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64) * C.cap
+    scratch = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)) * C.cap
     return slot, query, live, scratch
 
 
@@ -46,7 +46,7 @@ def from_slab(p, s, slot, live, scratch, C: tl.constexpr):
     BLOCK: tl.constexpr = C.slab_block
     COVER: tl.constexpr = C.cover_all
     NEVER: tl.constexpr = 0x7FFFFFFFFFFFFFFF if C.wide else 0x7FFFFFFF
-    at = slot.to(tl.int64) * p.N
+    at = slot * p.N
     m = tl.where(live, p.N, 0)
     t, n = kth_smallest(s.slab, at, m, p.wanted, CAP, BLOCK, COVER, NEVER)
     # More than there is room for: all but the lowest-indexed of those tied at the k-th distance are superfluous.
@@ -69,7 +69,7 @@ def from_slab(p, s, slot, live, scratch, C: tl.constexpr):
 
 @triton.jit
 def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr, C: tl.constexpr):
-    """Candidates of the lists c, with exact distances: (n, whether a distance left float32's range, sum).
+    """Candidates of the lists c, with exact distances: (n, sum).
 
     POWER > 0: the candidates whose key is among the k smallest are guessed to be the neighbours, and
     sum = sum of (x - y_j) / d_j^POWER over them. Rows are gathered once; the few wrong guesses are mended later.
@@ -81,7 +81,7 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     COVER: tl.constexpr = C.list_block >= C.cap
     TOGETHER: tl.constexpr = C.together
     BLOCK_D: tl.constexpr = C.row_d
-    at = slot.to(tl.int64) * CAP
+    at = slot * CAP
     n = tl.load(c.count + slot, mask=live, other=0)
     n = tl.where(n <= CAP, n, 0)
     guess = tl.full([ROWS], -NEVER, tl.int32)
@@ -103,7 +103,6 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     if C.one_chunk:
         own = tl.load(x_row + columns[None, :], mask=live[:, None] & (columns < p.D)[None, :], other=0.0)
         own = own.to(tl.float32) * unit
-    lost = tl.zeros([ROWS], tl.int32)
     for first in range(0, tl.max(n), TOGETHER):
         position = first + tl.arange(0, TOGETHER)
         listed = position[None, :] < n[:, None]
@@ -131,18 +130,23 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
                 difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
                 difference = tl.where(inside, difference, 0.0)
                 d2 += tl.sum(difference * difference, 2)
-        lost = tl.maximum(lost, tl.max(((d2 < float("inf")) == 0).to(tl.int32), 1))
         tl.store(s.bits + place, to_bits(d2), mask=listed)
         tl.store(s.tag + place, tag, mask=listed)
     tl.debug_barrier()
-    return n, lost, total
+    return n, total
 
 
 @triton.jit
-def give_up(s, query, lost):
-    """Rows with a distance beyond float32's range in the batch's unit: to be searched again in a larger one."""
+def give_up(s, query, live, scratch, n, C: tl.constexpr):
+    """n, and 0 for rows with a distance beyond float32's range in the batch's unit: every pair is next, in a larger one.
+
+    To be asked once the candidates are sorted: NaN and +inf come last.
+    """
+    last = from_bits(tl.load(s.sorted_bits + scratch + n - 1, mask=live & (n > 0), other=0))
+    lost = live & ((last < float("inf")) == 0)
     place = tl.atomic_add(s.state + FAILED + tl.zeros(query.shape, tl.int32), 1, mask=lost)
     tl.store(s.failed + place, query, mask=lost)
+    return tl.where(lost, 0, n)
 
 
 @triton.jit
@@ -158,9 +162,10 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
             n = from_slab(p, s, slot, live, scratch, C)
         else:
             _, unit, back, _ = batch_unit(p, a, C)
-            n, lost, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
-            give_up(s, query, lost > 0)
+            n, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
         sort_candidates(s, scratch, n, C)
+        if not SLAB:
+            n = give_up(s, query, live, scratch, n, C)
         k = p.wanted - DROP
         for f in range(0, k, SORT):
             position = f + tl.arange(0, SORT)

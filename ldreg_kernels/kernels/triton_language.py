@@ -26,6 +26,7 @@ LEFT = tl.constexpr(1)  # programs that are through
 LARGEST = tl.constexpr(2)  # bits of the largest finite |feature|
 FAILED = tl.constexpr(3)  # rows whose candidates did not fit, listed in Space.failed
 STATE_WORDS = 8
+TERMS = tl.constexpr(8)  # numbers of a row in Space.terms
 
 NONE, OFFSET, MAP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # how a query finds itself among the references
 
@@ -55,6 +56,7 @@ class Space(NamedTuple):
     tag: Any  # [programs, rows, cap] int32, 2 * index + (is one of the k nearest by key)
     sorted_bits: Any  # the same by ascending (distance, index)
     sorted_tag: Any
+    terms: Any  # [programs, rows, TERMS] what the gradient needs to know of a row
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def meet(state_ptr, met, C: tl.constexpr):
     """
     if C.fused:
         tl.debug_barrier()
-        open_at = (met + 1).to(tl.int64) * tl.num_programs(0)
+        open_at = (met + 1) * tl.num_programs(0)
         arrived = tl.atomic_add(state_ptr + MET, 1, sem="acq_rel", scope="gpu") + 1
         while arrived < open_at:
             arrived = tl.atomic_add(state_ptr + MET, 0, sem="acq_rel", scope="gpu")

@@ -8,7 +8,7 @@ failed rows back, which fused does not. Kernels compute on the current stream of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from .triton_direct import ldreg_direct
 from .triton_fused import ldreg_fused_direct, ldreg_fused_tiles
 from .triton_interpreter import interpreting
 from .triton_knn import ldreg_neighbours
-from .triton_language import FAILED, MAP, NONE, OFFSET, STATE_WORDS, Problem, Space
+from .triton_language import FAILED, MAP, NONE, OFFSET, STATE_WORDS, TERMS, Problem, Space
 from .triton_lid import Output, ldreg_estimates, ldreg_loss
 from .triton_operands import Operands, ldreg_centre, ldreg_pack, ldreg_scan
 from .triton_tiles import Lists, ldreg_threshold, ldreg_tiles
 
 INTERPRETING = bool(triton.knobs.runtime.interpret)
-_ROUNDING = 2.0**-23
 
 
 
@@ -62,51 +61,35 @@ def columns_of_one(t: Tensor) -> Tensor:
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
 
 
-def plan(problem: contract.Problem, request: Request, out: Output, blocks: tuning.Blocks, programs: int, fused: bool) -> Plan:
+def plan(
+    problem: contract.Problem, request: Request, out: Output, blocks: tuning.Blocks, programs: int, fused: bool
+) -> Plan:
     """Workspace from torch's allocator and everything the stages are called with."""
     x = columns_of_one(problem.x.detach())
     y = x if problem.symmetric else columns_of_one(problem.y.detach())
-    (B, D), N = x.shape, y.shape[0]
     own = problem.self_index
-    wide = x.dtype == torch.float64
-    word = torch.int64 if wide else torch.int32
-
-    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    tiles = blocks.path == "tiles"
-    # Direct: any place beyond `wanted` ends the search for the threshold earlier. Tiles: room for what is uncertain.
-    cap = tuning.power_of_two(max(4 * request.wanted, 64) if tiles else max(request.wanted + request.wanted // 4, 32))
-    columns = -(-D // blocks.tile_d) * blocks.tile_d
-    if tiles:
-        chunk = max(blocks.tile_n, blocks.packed // columns // blocks.tile_n * blocks.tile_n)
-        once = chunk >= N
-        first_step = min(N, max(blocks.first_step, 2 * request.wanted), N if once else chunk)
-        panel = max(1, min(B, blocks.slab // first_step, blocks.slab // (2 * cap), max(blocks.packed // columns, 128)))
-        slab = max(panel * first_step, N)
-    else:
-        chunk, once, first_step = N, True, N
-        panel = max(1, min(B, blocks.slab // N))
-        slab = panel * N
-    setup = tuning.Setup(
-        **{f.name: getattr(blocks, f.name) for f in fields(blocks) if f.name != "cap"},
-        cap=cap,
+    shape = shape_of(problem, request.wanted)
+    B, N, D = shape.B, shape.N, shape.D
+    size = tuning.sizes(shape, blocks)
+    C = tuning.setup_for(
+        shape,
+        blocks,
         fused=fused,
         same=problem.symmetric,
-        shared=problem.symmetric and once,
-        once=once,
         self_kind=(NONE if own is None else OFFSET if isinstance(own, int) else MAP).value,
-        wide=wide,
         exact=problem.precision == "exact",
-        one_chunk=blocks.row_d >= D,
-        cover=blocks.select >= first_step,
-        cover_all=blocks.slab_block >= N,
         drop=int(problem.drop_smallest),
         **request.modes,
     )
-    scratch = (programs, blocks.rows, cap)
+    word, real = (torch.int64, torch.float64) if C.wide else (torch.int32, torch.float32)
+    tiles = blocks.path == "tiles"
+
+    def new(*lengths: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(lengths, dtype=dtype, device=x.device)
+
+    scratch = (programs, blocks.rows, C.cap)
     return Plan(
-        setup=setup,
+        setup=C,
         programs=programs,
         p=Problem(
             x=x,
@@ -122,55 +105,62 @@ def plan(problem: contract.Problem, request: Request, out: Output, blocks: tunin
         ),
         s=Space(
             state=_state(x.device, fused),
-            slab=new(slab, dtype=word),
+            slab=new(size.slab, dtype=word),
             failed=new(B, dtype=torch.int32),
             bits=new(*scratch, dtype=word),
             tag=new(*scratch, dtype=torch.int32),
             sorted_bits=new(*scratch, dtype=word),
             sorted_tag=new(*scratch, dtype=torch.int32),
+            terms=new(programs, blocks.rows, TERMS.value, dtype=real),
         ),
-        a=_operands(new, setup, B, N, D, panel, chunk, columns) if tiles else None,
-        c=_lists(new, setup, D, panel, first_step) if tiles else None,
+        a=_operands(new, C, shape, size) if tiles else None,
+        c=_lists(new, C, shape, size) if tiles else None,
         o=out,
         k=request.k,
-        panel=panel,
-        first_step=first_step,
-        chunk=N if once else chunk,
-        fallback=max(1, slab // N),
+        panel=size.panel,
+        first_step=size.first_step,
+        chunk=size.chunk,
+        fallback=max(1, size.slab // N),
     )
 
 
-def _operands(
-    new: Callable[..., Tensor], setup: tuning.Setup, B: int, N: int, D: int, panel: int, chunk: int, columns: int
-) -> Operands:
-    blocks = -(-D // setup.centre_d)
-    y = new(min(N, chunk), columns, dtype=torch.float16)
-    y_norm, y_residual = new(N), new(N)
+def shape_of(problem: contract.Problem, wanted: int) -> tuning.Shape:
+    """What the choice of blocks depends on."""
+    x = problem.x
+    major, minor = (0, 0) if INTERPRETING else torch.cuda.get_device_capability(x.device)
+    dtype = str(x.dtype).removeprefix("torch.")
+    return tuning.Shape(x.shape[0], problem.y.shape[0], x.shape[1], wanted, dtype, 10 * major + minor)
+
+
+def _operands(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, size: tuning.Sizes) -> Operands:
+    blocks = -(-shape.D // C.centre_d)
+    y = new(size.chunk, size.columns, dtype=torch.float16)
+    y_norm, y_residual = new(shape.N), new(shape.N)
     return Operands(
-        centre=new(D),
+        centre=new(shape.D),
         extent=new(blocks),
         shifted=new(blocks),
-        x=y if setup.shared else new(panel, columns, dtype=torch.float16),
-        x_norm=y_norm if setup.shared else new(B),
-        x_residual=y_residual if setup.shared else new(B),
+        x=y if C.shared else new(size.panel, size.columns, dtype=torch.float16),
+        x_norm=y_norm if C.shared else new(shape.B),
+        x_residual=y_residual if C.shared else new(shape.B),
         y=y,
         y_norm=y_norm,
         y_residual=y_residual,
-        columns=columns,
+        columns=size.columns,
     )
 
 
-def _lists(new: Callable[..., Tensor], setup: tuning.Setup, D: int, panel: int, width: int) -> Lists:
+def _lists(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, size: tuning.Sizes) -> Lists:
     return Lists(
-        key=new(panel, setup.cap, dtype=torch.int32),
-        index=new(panel, setup.cap, dtype=torch.int32),
-        count=new(panel, dtype=torch.int32),
-        reach=new(panel),
-        limit=new(panel),
-        # Tensor cores truncate each of D / 8 to D / 16 partial sums of a product: 1.25 D 2^-23 of |x| |y| at most
-        # (triton_tiles.py); the rest is for the norms and the arithmetic on keys.
-        gamma=(1.5 * D + 64) * _ROUNDING,
-        width=width,
+        key=new(size.panel, C.cap, dtype=torch.int32),
+        index=new(size.panel, C.cap, dtype=torch.int32),
+        count=new(size.panel, dtype=torch.int32),
+        reach=new(size.panel),
+        limit=new(size.panel),
+        # Tensor cores truncate each of the D / 8 to D / 16 partial sums of a product: by 1.25 D 2^-23 of |x| |y| at
+        # most, all together. The rest is for the norms and the arithmetic on keys.
+        gamma=(1.5 * shape.D + 64) * 2.0**-23,
+        width=size.first_step,
     )
 
 

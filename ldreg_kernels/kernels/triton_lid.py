@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .contract import ESTIMATORS, FORMS, LID_MAX, MLE_EPSILON, REDUCTIONS
 from .triton_knn import from_list, from_slab, give_up, task
-from .triton_language import LARGEST, from_bits, sort_candidates, to_bits, unit_of
+from .triton_language import LARGEST, TERMS, from_bits, sort_candidates, to_bits, unit_of
 from .triton_operands import batch_unit
 
 MOM, AMSALEG, MLE, HILL, UNBIASED, MADA = (tl.constexpr(ESTIMATORS.index(name)) for name in ESTIMATORS)
@@ -140,8 +140,8 @@ def lid_weight(r, j, k, near, far, ESTIMATOR: tl.constexpr):
 
 
 @triton.jit
-def corrections(s, at, n, k, d_k, near, far, POWER: tl.constexpr, C: tl.constexpr):
-    """What has to be added to near * sum: (how many, largest weight) [ROWS]; weights and tags go to the scratch.
+def corrections(s, at, row, n, k, unit, terms, live, POWER: tl.constexpr, C: tl.constexpr):
+    """What has to be added to the sum of `from_list`: weights and tags to the scratch, factors to s.terms[row].
 
     A candidate's weight less what the sum already has of it, relative to the largest weight of the row, so that
     float32 can hold it beside a tiny distance. Without a sum (POWER 0) these are the neighbours themselves.
@@ -150,6 +150,7 @@ def corrections(s, at, n, k, d_k, near, far, POWER: tl.constexpr, C: tl.constexp
     BLOCK: tl.constexpr = C.sort
     ESTIMATOR: tl.constexpr = C.estimator
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
+    lid, degenerate, d_k, near, far = terms
     longest = tl.max(n)
     largest = tl.zeros([ROWS], tl.float64)
     for first in range(0, tl.minimum(k, longest), BLOCK):
@@ -176,29 +177,38 @@ def corrections(s, at, n, k, d_k, near, far, POWER: tl.constexpr, C: tl.constexp
         kept += tl.sum(keep.to(tl.int32), 1)
         tl.store(s.bits + at[:, None] + place, to_bits(weight), mask=keep)
         tl.store(s.tag + at[:, None] + place, tag, mask=keep)
+    # Everything so far is in units of d_k and `unit`; two factors, because their product may leave float32's range.
+    factor = largest / d_k / d_k * unit.to(tl.float64)
+    root = tl.sqrt(factor)
+    of_sum = near / largest * d_k
+    if POWER == 2:
+        of_sum = of_sum * d_k
+    outcome = tl.where(live & (lid != lid) & (degenerate == 0), float("nan"), 0.0)
+    usable = live & (lid > 0)
+    tl.store(s.terms + row + 0, root.to(WORK), mask=live)
+    tl.store(s.terms + row + 1, (factor / root).to(WORK), mask=live)
+    tl.store(s.terms + row + 2, of_sum.to(WORK), mask=live)
+    tl.store(s.terms + row + 3, tl.where(usable, 1.0, outcome).to(WORK), mask=live)
+    tl.store(s.terms + row + 4, kept.to(WORK), mask=live)
     tl.debug_barrier()
-    return kept, largest
 
 
 @triton.jit
-def gradient(p, s, o, query, live, at, n, unit, k, total, terms, POWER: tl.constexpr, C: tl.constexpr):
-    """o.grad [query, :] = d ln LID / d x; 0 for degenerate rows, NaN for rows that NaN or Inf touches."""
+def gradient(p, s, o, query, live, at, row, unit, total, POWER: tl.constexpr, C: tl.constexpr):
+    """o.grad[query, :] = d ln LID / d x; 0 for degenerate rows, NaN for rows that NaN or Inf touches.
+
+    What is known of a row comes from s.terms, not in registers: a compiler that sees where it came from spreads the
+    float64 arithmetic of `corrections` over the threads like the features here, every thread doing all of it.
+    """
     ROWS: tl.constexpr = C.rows
     TOGETHER: tl.constexpr = C.together
     BLOCK_D: tl.constexpr = C.row_d
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
-    lid, degenerate, d_k, near, far = terms
-    kept, largest = corrections(s, at, n, k, d_k, near, far, POWER, C)
-    # Everything so far is in units of d_k and `unit`; two factors, because their product may leave float32's range.
-    factor = largest / d_k / d_k * unit.to(tl.float64)
-    root = tl.sqrt(factor)
-    first_factor, second_factor = root.to(WORK), (factor / root).to(WORK)
-    if POWER == 1:
-        of_sum = (near / largest * d_k).to(WORK)
-    else:
-        of_sum = (near / largest * d_k * d_k).to(WORK)
-    outcome = tl.where(live & (lid != lid) & (degenerate == 0), float("nan"), 0.0).to(WORK)
-    usable = live & (lid > 0)
+    first_factor = tl.load(s.terms + row + 0, mask=live, other=0.0)
+    second_factor = tl.load(s.terms + row + 1, mask=live, other=0.0)
+    of_sum = tl.load(s.terms + row + 2, mask=live, other=0.0)
+    outcome = tl.load(s.terms + row + 3, mask=live, other=0.0)  # 1: the gradient; else NaN or 0
+    kept = tl.load(s.terms + row + 4, mask=live, other=0.0).to(tl.int32)
     for f in range(0, p.D, BLOCK_D):
         columns = f + tl.arange(0, BLOCK_D)
         inside = live[:, None] & (columns < p.D)[None, :]
@@ -217,7 +227,7 @@ def gradient(p, s, o, query, live, at, n, unit, k, total, terms, POWER: tl.const
             y = tl.load(p.y + j[:, :, None] * p.y_stride + columns[None, None, :], mask=within, other=0.0)
             difference = tl.where(within, x[:, None, :] - y.to(WORK) * unit, 0.0)
             g += tl.sum(difference * weight[:, :, None], 1)
-        g = tl.where(usable[:, None], g * first_factor[:, None] * second_factor[:, None], outcome[:, None])
+        g = tl.where((outcome == 1)[:, None], g * first_factor[:, None] * second_factor[:, None], outcome[:, None])
         tl.store(o.grad + query.to(tl.int64)[:, None] * p.D + columns[None, :], g, mask=inside)
 
 
@@ -242,11 +252,11 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
             total = tl.zeros([ROWS, BLOCK_D], WORK)
         else:
             _, unit, back, _ = batch_unit(p, a, C)
-            n, lost, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
-            give_up(s, query, lost > 0)
-            n = tl.where(lost > 0, 0, n)
-            live = live & (n > 0)
+            n, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
         sort_candidates(s, scratch, n, C)
+        if not SLAB:
+            n = give_up(s, query, live, scratch, n, C)
+            live = live & (n > 0)
         at = scratch + C.drop
         for t in tl.static_range(len(TRACK) // 2):
             k_t = tl.zeros([], tl.int32) + TRACK[2 * t + 1]
@@ -256,7 +266,9 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
         tl.store(o.lid + query, terms[0].to(WORK), mask=live)
         tl.store(o.degenerate + query, terms[1].to(tl.uint8), mask=live)
         if C.gradient:
-            gradient(p, s, o, query, live, at, n - C.drop, unit, k, total, terms, POWER, C)
+            row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)) * TERMS
+            corrections(s, at, row, n - C.drop, k, unit, terms, live, POWER, C)
+            gradient(p, s, o, query, live, at, row, unit, total, POWER, C)
         tl.debug_barrier()  # the scratch is free for the next block of queries
 
 
@@ -301,18 +313,18 @@ def ldreg_loss(p, o, C: tl.constexpr):
         value, _ = _loss_row(lid, degenerate, C)
         total += value
         count += (degenerate == 0).to(tl.int32)
-    value, n = tl.sum(total, 0), tl.maximum(tl.sum(count, 0), 1).to(tl.float64)
+    loss, n = tl.sum(total, 0), tl.maximum(tl.sum(count, 0), 1).to(tl.float64)
     share = 1.0 / n if REDUCTION == MEAN else 1.0 + 0 * n
     if FORM == L2:
-        root = tl.sqrt(value / n)
-        value = -root
+        root = tl.sqrt(loss / n)
+        loss = -root
         share = tl.where(root == 0, 0.0, -0.5 / (tl.where(root == 0, 1.0, root) * n))
     else:
-        value = value * share
+        loss = loss * share
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
     if REDUCTION != PER_ROW:
         if tl.program_id(0) == 0:
-            tl.store(o.value, value.to(WORK))
+            tl.store(o.value, loss.to(WORK))
     for block in range(tl.program_id(0), tl.cdiv(p.B, BLOCK), tl.num_programs(0)):
         row = block * BLOCK + i
         inside = row < p.B

@@ -92,31 +92,54 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, DENSE: tl.const
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
-        query = panel + slot
-        norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
-        own = own_rows(p, query, live, C)
-        key = norm[None, :] - 2 * dot
-        allowed = live[:, None] & offered[None, :] & (j[None, :] != own[:, None])
+        own = own_rows(p, panel + slot, live, C)
         if DENSE:
-            finite = allowed & (key < ADMIT_ALL)
-            at = slot.to(tl.int64)[:, None] * c.width + (j - first)[None, :]
+            norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+            key = norm[None, :] - 2 * dot
+            finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
+            at = slot[:, None] * c.width + (j - first)[None, :]  # 32 bits do: the slab is bounded
             tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
         else:
-            limit = tl.load(c.limit + slot, mask=live, other=ADMIT_NONE)
-            if C.exact:
-                residual = tl.load(a.y_residual + j, mask=offered, other=0.0)
-                reach = tl.load(c.reach + slot, mask=live, other=0.0)
-                slack = slack_of(norm, residual, c.gamma)
-                passes = key - slack[None, :] - residual[None, :] * reach[:, None] <= limit[:, None]
-            else:
-                passes = key <= limit[:, None]
-            passes = passes & allowed
-            counter = c.count + slot[:, None] + tl.zeros([1, BLOCK_N], tl.int32)
-            place = tl.atomic_add(counter, 1, mask=passes, sem="relaxed", scope="gpu")
-            room = passes & (place < CAP)
-            at = slot.to(tl.int64)[:, None] * CAP + place
-            tl.store(c.key + at, sortable(key), mask=room)
-            tl.store(c.index + at, j[None, :] + tl.zeros([BLOCK_B, 1], tl.int32), mask=room)
+            # In quarters, because every pair that may pass needs its place in a register.
+            left, right = _halves(dot)
+            for half in tl.static_range(2):
+                one, other = _halves(left if half == 0 else right)
+                start = first + (within // high) * BLOCK_N + half * (BLOCK_N // 2)
+                _append(a, c, one, slot, start, last, live, own, C)
+                _append(a, c, other, slot, start + BLOCK_N // 4, last, live, own, C)
+
+
+@triton.jit
+def _halves(block):
+    """The left and the right half of the columns, which stay in the registers they are in."""
+    ROWS: tl.constexpr = block.shape[0]
+    HALF: tl.constexpr = block.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(block, (ROWS, 2, HALF)), (0, 2, 1)))
+
+
+@triton.jit
+def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
+    """Append the references start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
+    CAP: tl.constexpr = C.cap
+    j = start + tl.arange(0, dot.shape[1])
+    offered = j < last
+    norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+    limit = tl.load(c.limit + slot, mask=live, other=ADMIT_NONE)
+    key = norm[None, :] - 2 * dot
+    if C.exact:
+        residual = tl.load(a.y_residual + j, mask=offered, other=0.0)
+        reach = tl.load(c.reach + slot, mask=live, other=0.0)
+        slack = slack_of(norm, residual, c.gamma)
+        passes = key - slack[None, :] - residual[None, :] * reach[:, None] <= limit[:, None]
+    else:
+        passes = key <= limit[:, None]
+    passes = passes & live[:, None] & offered[None, :] & (j[None, :] != own[:, None])
+    counter = c.count + slot[:, None] + tl.zeros(dot.shape, tl.int32)
+    place = tl.atomic_add(counter, 1, mask=passes, sem="relaxed", scope="gpu")
+    passes = passes & (place < CAP)
+    at = slot[:, None] * CAP + place
+    tl.store(c.key + at, sortable(key), mask=passes)
+    tl.store(c.index + at, j[None, :] + tl.zeros(dot.shape, tl.int32), mask=passes)
 
 
 @triton.jit
@@ -135,9 +158,9 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: 
         live = slot < panel_end - panel
         norm = tl.load(a.x_norm + panel + slot, mask=live, other=0.0)
         residual = tl.load(a.x_residual + panel + slot, mask=live, other=0.0)
-        list_at = slot.to(tl.int64) * CAP
+        list_at = slot * CAP
         if DENSE:
-            source, at = s.slab, slot.to(tl.int64) * c.width
+            source, at = s.slab, slot * c.width
             m = tl.where(live, last, 0)
             good = live & (norm < NOT_FINITE) & (residual < LOST)
         else:

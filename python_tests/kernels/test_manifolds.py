@@ -18,6 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 os.environ.setdefault("MPLBACKEND", "Agg")
 import skdim
 
+from ldreg_kernels.kernels import triton_backend
+
 N, K = 2048, 64
 
 
@@ -80,6 +82,8 @@ def test_pointwise_agreement_with_scikit_dimension(backend, name, embedded):
         backend.name == "reference"
     ):  # held to it in float64, where it is the truth of all other tests; too slow for all rows
         x, rows = x.double(), 64
+    if embedded and backend.name == "triton" and triton_backend.interpreting():
+        rows = 256  # Triton's interpreter takes a minute for all of them
     for estimator in truth:
         lid = backend.lid(x[:rows], x, k=K, estimator=estimator, self_index=0)
         assert_agrees(lid, truth[estimator][:rows])
