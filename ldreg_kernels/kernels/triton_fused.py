@@ -17,7 +17,7 @@ from .triton_knn import ldreg_neighbours
 from .triton_language import FAILED, leave, meet
 from .triton_lid import ldreg_estimates, ldreg_loss
 from .triton_operands import ldreg_centre, ldreg_pack, ldreg_scan
-from .triton_tiles import ldreg_threshold, ldreg_tiles
+from .triton_tiles import ldreg_open, ldreg_threshold, ldreg_tiles
 
 
 @triton.jit
@@ -48,7 +48,8 @@ def ldreg_fused_direct(p, s, o, k, panel, C: tl.constexpr):
 def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: tl.constexpr):
     """Candidates from tensor-core tiles, `panel` queries at a time; then exact distances of these alone.
 
-    References come in steps that double from `first_step` up to `chunk`; `fallback` queries fit the slab with all pairs.
+    If C.append, references come in steps that double from `first_step` up to `chunk`; else all in one. `fallback`
+    queries fit the slab with all pairs.
     """
     ldreg_centre(p, a, C)
     met = meet(s.state, 0, C)
@@ -58,6 +59,8 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
         bottom = tl.minimum(top + panel, p.B)
         if not C.shared:
             ldreg_pack(p, s, a, top, bottom, top, True, C)
+        if C.append:
+            ldreg_open(c, bottom - top, C)
         first = 0 * p.N
         last = tl.minimum(first_step, p.N)
         while first < p.N:
@@ -65,14 +68,9 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
             if not C.once:
                 ldreg_pack(p, s, a, first, last, base, False, C)
             met = meet(s.state, met, C)
-            if first == 0 or not C.append:
-                ldreg_tiles(p, s, a, c, top, bottom, first, last, base, True, C)
-                met = meet(s.state, met, C)
-                ldreg_threshold(p, s, a, c, top, bottom, last, True, C)
-            else:
-                ldreg_tiles(p, s, a, c, top, bottom, first, last, base, False, C)
-                met = meet(s.state, met, C)
-                ldreg_threshold(p, s, a, c, top, bottom, last, False, C)
+            ldreg_tiles(p, s, a, c, top, bottom, first, last, base, C)
+            met = meet(s.state, met, C)
+            ldreg_threshold(p, s, a, c, top, bottom, last, C)
             first = last
             last = tl.minimum(last + tl.minimum(last, chunk), p.N)
         met = meet(s.state, met, C)

@@ -23,7 +23,7 @@ from .triton_knn import ldreg_neighbours
 from .triton_language import FAILED, MAP, NONE, OFFSET, STATE_WORDS, TERMS, Problem, Space
 from .triton_lid import Output, ldreg_estimates, ldreg_loss
 from .triton_operands import Operands, ldreg_centre, ldreg_pack, ldreg_scan
-from .triton_tiles import Lists, ldreg_threshold, ldreg_tiles
+from .triton_tiles import Lists, ldreg_open, ldreg_threshold, ldreg_tiles
 
 INTERPRETING = bool(triton.knobs.runtime.interpret)
 
@@ -160,7 +160,6 @@ def _lists(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, siz
         # Tensor cores truncate each of the D / 8 to D / 16 partial sums of a product: by 1.25 D 2^-23 of |x| |y| at
         # most, all together. The rest is for the norms and the arithmetic on keys.
         gamma=(1.5 * shape.D + 64) * 2.0**-23,
-        width=size.first_step,
     )
 
 
@@ -193,6 +192,7 @@ def run(plan: Plan) -> None:
 def _fused(q: Plan) -> None:
     options = {
         "num_warps": q.setup.num_warps,
+        "num_stages": 1,  # loops say for themselves if they are to be pipelined
         "enable_fp_fusion": False,
         "launch_cooperative_grid": q.programs > 1,
     }
@@ -209,7 +209,7 @@ def _staged(q: Plan) -> None:
     C = q.setup
 
     def launch(stage: Any, *arguments: Any) -> None:
-        stage[(q.programs,)](*arguments, C, num_warps=C.num_warps, enable_fp_fusion=False)
+        stage[(q.programs,)](*arguments, C, num_warps=C.num_warps, num_stages=1, enable_fp_fusion=False)
 
     def rows(first: int, last: int, listed: bool, slab: bool) -> None:
         if C.knn:
@@ -238,13 +238,15 @@ def _staged_tiles(q: Plan, launch: Callable[..., None], rows: Callable[[int, int
         bottom = min(top + q.panel, p.B)
         if not C.shared:
             launch(ldreg_pack, p, s, a, top, bottom, top, True)
+        if C.append:
+            launch(ldreg_open, c, bottom - top)
         first, last = 0, min(q.first_step, p.N)
         while first < p.N:
             base = 0 if C.once else first
             if not C.once:
                 launch(ldreg_pack, p, s, a, first, last, base, False)
-            launch(ldreg_tiles, p, s, a, c, top, bottom, first, last, base, first == 0)
-            launch(ldreg_threshold, p, s, a, c, top, bottom, last, first == 0)
+            launch(ldreg_tiles, p, s, a, c, top, bottom, first, last, base)
+            launch(ldreg_threshold, p, s, a, c, top, bottom, last)
             first, last = last, min(last + min(last, q.chunk), p.N)
         rows(top, bottom, False, False)
     failed = int(s.state[FAILED.value].item())

@@ -7,10 +7,11 @@ T, the upper bound of the k-th smallest key so far, bounds the k-th distance; a 
 no neighbour. Every neighbour is therefore among the candidates: the certificate holds by construction, and what can
 fail is only the room for candidates; such rows are listed in s.failed and get every pair (triton_direct.py).
 
-A row has one threshold, shared by all programs. References come in steps: the first step's keys all go into a slab that
-stays in L2; then `ldreg_threshold` sets T and keeps the candidates; later steps append what passes T, and are followed by
-`ldreg_threshold` again. Within a step T is fixed, so the set of candidates is the same on every run; only their order is
-not, and triton_rows.py sorts. precision="fast": gamma and residuals 0, and 16 candidates more than k.
+A row has one threshold, shared by all programs, and there are two ways to it. Either all keys of a panel go to a slab
+that stays in L2, and `ldreg_threshold` sets T and lists what passes. Or (C.append) references come in steps: the tile
+appends what passes T to the row's list, and `ldreg_threshold` lowers T and thins the list out between steps. Within a
+step T is fixed, so the set of candidates is the same on every run; only their order is not, and triton_knn.py sorts.
+precision="fast": no error bounds, and 16 candidates more than k.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ class Lists(NamedTuple):
     reach: Any  # [panel] 2 (T + r_x)
     limit: Any  # [panel] (T + r_x)^2 - |x^|^2 (1 - gamma)
     gamma: Any  # relative rounding bound of a key; unused by precision="fast"
-    width: Any  # references in a row of the slab
 
 
 @triton.jit
@@ -58,10 +58,21 @@ def slack_of(norm, residual, gamma):
 
 
 @triton.jit
-def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, DENSE: tl.constexpr, C: tl.constexpr):
+def ldreg_open(c, rows, C: tl.constexpr):
+    """Empty lists that admit everything, for the first `rows` queries of a panel."""
+    BLOCK: tl.constexpr = C.loss_block
+    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
+        slot = block * BLOCK + tl.arange(0, BLOCK)
+        tl.store(c.count + slot, tl.zeros([BLOCK], tl.int32), mask=slot < rows)
+        tl.store(c.limit + slot, tl.full([BLOCK], ADMIT_ALL, tl.float32), mask=slot < rows)
+        tl.store(c.reach + slot, tl.zeros([BLOCK], tl.float32), mask=slot < rows)
+
+
+@triton.jit
+def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr):
     """Queries panel..panel_end against references first..last, whose packed rows begin at a.y[first - base].
 
-    DENSE: slab[i - panel, j - first] = key. Else: append the references that pass the threshold to the row's list.
+    slab[i - panel, j] = key; or, if C.append, the references that pass the threshold go to the end of the row's list.
     """
     BLOCK_B: tl.constexpr = C.tile_b
     BLOCK_N: tl.constexpr = C.tile_n
@@ -93,20 +104,22 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, DENSE: tl.const
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
         own = own_rows(p, panel + slot, live, C)
-        if DENSE:
+        if not C.append:
             norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
             key = norm[None, :] - 2 * dot
             finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
-            at = slot[:, None] * c.width + (j - first)[None, :]  # 32 bits do: the slab is bounded
+            at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
             tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
         else:
-            # In quarters, because every pair that may pass needs its place in a register.
+            # In eighths, because every pair that may pass needs its place in a register.
+            start = first + (within // high) * BLOCK_N
             left, right = _halves(dot)
             for half in tl.static_range(2):
-                one, other = _halves(left if half == 0 else right)
-                start = first + (within // high) * BLOCK_N + half * (BLOCK_N // 2)
-                _append(a, c, one, slot, start, last, live, own, C)
-                _append(a, c, other, slot, start + BLOCK_N // 4, last, live, own, C)
+                near, far = _halves(left if half == 0 else right)
+                for quarter in tl.static_range(2):
+                    one, other = _halves(near if quarter == 0 else far)
+                    _append(a, c, one, slot, start + (4 * half + 2 * quarter) * (BLOCK_N // 8), last, live, own, C)
+                    _append(a, c, other, slot, start + (4 * half + 2 * quarter + 1) * (BLOCK_N // 8), last, live, own, C)
 
 
 @triton.jit
@@ -143,30 +156,30 @@ def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
 
 
 @triton.jit
-def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: tl.constexpr):
-    """Set every row's threshold from its slab (DENSE: the keys of references 0..last) or its list; keep what passes.
+def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
+    """Set every row's threshold from its slab, or from its list if C.append; keep in the list what passes.
 
-    The lists are complete when last == N; rows that lack room, or finite references, or are themselves not finite, go
-    to s.failed then.
+    When last == N the lists are complete: rows that lack room, or finite references, or are themselves not finite, then
+    go to s.failed.
     """
     CAP: tl.constexpr = C.cap
-    ROWS: tl.constexpr = C.select_rows if DENSE else C.rows
-    BLOCK: tl.constexpr = C.select if DENSE else C.list_block
-    COVER: tl.constexpr = C.cover if DENSE else C.list_block >= C.cap
+    ROWS: tl.constexpr = C.rows if C.append else C.select_rows
+    BLOCK: tl.constexpr = C.list_block if C.append else C.select
+    COVER: tl.constexpr = C.list_block >= C.cap if C.append else C.cover
     for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, ROWS), tl.num_programs(0)):
         slot = block * ROWS + tl.arange(0, ROWS)
         live = slot < panel_end - panel
         norm = tl.load(a.x_norm + panel + slot, mask=live, other=0.0)
         residual = tl.load(a.x_residual + panel + slot, mask=live, other=0.0)
         list_at = slot * CAP
-        if DENSE:
-            source, at = s.slab, slot * c.width
-            m = tl.where(live, last, 0)
-            good = live & (norm < NOT_FINITE) & (residual < LOST)
-        else:
+        good = live & (norm < NOT_FINITE) & (residual < LOST)
+        if C.append:
             source, at = c.key, list_at
             m = tl.load(c.count + slot, mask=live, other=0)
-            good = live & (m <= CAP)
+            good = good & (m <= CAP)
+        else:
+            source, at = s.slab, slot * p.N
+            m = tl.where(live, p.N, 0)
         m = tl.where(good, m, 0)
 
         wanted = p.wanted if C.exact else tl.minimum(p.wanted + FAST_EXTRA, CAP)
@@ -177,7 +190,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: 
             # The largest error among the references counted, for the upper bound of the k-th distance.
             slack, width = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
             for f in range(0, tl.max(m), BLOCK):
-                keys, j = _listed(c, source, at, m, f, DENSE, BLOCK)
+                keys, j = _listed(c, source, at, m, f, BLOCK, C)
                 counted = keys <= t[:, None]
                 y_residual = tl.load(a.y_residual + j, mask=counted, other=0.0)
                 y_norm = tl.load(a.y_norm + j, mask=counted, other=0.0)
@@ -193,7 +206,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: 
 
         kept = tl.zeros([ROWS], tl.int32)
         for f in range(0, tl.max(m), BLOCK):
-            keys, j = _listed(c, source, at, m, f, DENSE, BLOCK)
+            keys, j = _listed(c, source, at, m, f, BLOCK, C)
             key = from_sortable(keys)
             if C.exact:
                 known = keys < NEVER
@@ -220,11 +233,11 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, DENSE: tl.constexpr, C: 
 
 
 @triton.jit
-def _listed(c, source, at, m, first, DENSE: tl.constexpr, BLOCK: tl.constexpr):
+def _listed(c, source, at, m, first, BLOCK: tl.constexpr, C: tl.constexpr):
     """Keys and reference indices of the entries first .. first + BLOCK."""
     keys = load_keys(source, at, m, first, BLOCK, NEVER)
     position = first + tl.arange(0, BLOCK)
-    if DENSE:
-        return keys, position[None, :] + tl.zeros([at.shape[0], 1], tl.int32)
-    else:
+    if C.append:
         return keys, load_keys(c.index, at, m, first, BLOCK, 0)
+    else:
+        return keys, position[None, :] + tl.zeros([at.shape[0], 1], tl.int32)

@@ -40,10 +40,9 @@ class Blocks:
     slab_block: int = 2048
     list_block: int = 256
     loss_block: int = 1024
-    # the workspace, in elements
-    slab: int = 8 << 20  # keys or squared distances
-    first_step: int = 1 << 30  # references whose keys go through the slab; later ones are appended to lists
-    packed: int = 8 << 20  # packed features of the references
+    # the workspace
+    append: bool = False  # candidates are appended to lists step by step; else all keys of a panel go to the slab
+    words: int = 31 << 19  # four bytes each
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Setup(Blocks):
 
     fused: bool = True
     cap: int = 256  # candidates a query has room for
-    append: bool = False  # there are steps after the first
     same: bool = False  # the references are the queries
     shared: bool = False  # ... and one packed copy serves as both
     once: bool = True  # all references are packed at once
@@ -60,7 +58,7 @@ class Setup(Blocks):
     wide: bool = False  # float64
     exact: bool = True
     one_chunk: bool = True  # row_d >= D
-    cover: bool = True  # select >= references in the slab, in the tiles' first step
+    cover: bool = True  # select >= N
     cover_all: bool = True  # slab_block >= N
     drop: int = 0
     knn: bool = False
@@ -96,16 +94,16 @@ class Entry:
 
     capability: int
     N: int
-    blocks: dict[str, int]
+    blocks: dict[str, Any]
 
 
 ANY = 1 << 62
-# First match wins. The tile is large where appending does not share its registers, and deep where memory is the limit.
+# First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too.
 TABLE = (
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
-    Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "first_step": 1024}),
+    Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
     Entry(80, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3}),
-    Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "first_step": 1024}),
+    Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
 )
 
 
@@ -114,7 +112,8 @@ def choose(shape: Shape) -> Blocks:
     path = choose_path(shape)
     if shape.capability == 0:
         return interpreted(shape, path)
-    entry = next(e for e in TABLE if shape.capability >= e.capability and shape.N <= e.N)
+    N = shape.N if _packed_words(shape, 64) <= 8 << 20 else ANY  # all keys at once: all references packed at once
+    entry = next(e for e in TABLE if shape.capability >= e.capability and N <= e.N)
     return fitted(shape, path, entry.blocks)
 
 
@@ -126,12 +125,12 @@ def choose_path(shape: Shape) -> str:
     return "direct" if shape.B * shape.N * shape.D <= tiny else "tiles"
 
 
-def fitted(shape: Shape, path: str, table: dict[str, int]) -> Blocks:
+def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     """Blocks for a GPU: what the table says, and as many queries at a time as 8192 numbers in registers allow."""
     numbers = 4096 if shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
     rows = min(16, numbers // row_d)
-    select = min(4096, max(64, power_of_two(min(shape.N, table.get("first_step", shape.N)))))
+    select = min(4096, max(64, power_of_two(shape.N)))
     return Blocks(
         path,
         rows=rows,
@@ -141,25 +140,26 @@ def fitted(shape: Shape, path: str, table: dict[str, int]) -> Blocks:
         select=select,
         select_rows=max(1, 8192 // select),
         slab_block=min(max(64, power_of_two(shape.N)), max(64, numbers // 2 // rows)),
-        list_block=min(capacity(shape.wanted, path), numbers // rows),
+        list_block=min(capacity(shape.wanted, path, table.get("append", False)), numbers // rows),
         direct_b=16 if shape.dtype != "float64" else 8,
         **table,
     )
 
 
 def interpreted(shape: Shape, path: str) -> Blocks:
-    """Few and large blocks: in the interpreter an operation costs tens of microseconds, whatever its size."""
-    D = power_of_two(shape.D)
+    """Few and large blocks: in the interpreter an operation costs a tenth of a millisecond, whatever its size."""
+    most = 1 << 20  # numbers in a block: Triton allows no more
+    rows_of_x, columns, D = power_of_two(shape.B), power_of_two(shape.N), power_of_two(shape.D)
     row_d = min(D, 8192)
-    rows = min(power_of_two(shape.B), max(1, (1 << 17) // row_d), 128)
-    columns = power_of_two(shape.N)
-    direct_d = min(D, 64)
-    direct_b = min(power_of_two(shape.B), 32)
-    cap = capacity(shape.wanted, path)
+    rows = min(rows_of_x, max(1, (1 << 18) // row_d), 512)
+    direct_d, direct_b = min(D, 64), min(rows_of_x, 32)
+    append = path == "tiles" and shape.B * shape.N > 1 << 23
+    cap = capacity(shape.wanted, path, append)
+    select = min(columns, 1 << 15)
     return Blocks(
         path,
-        tile_b=min(power_of_two(shape.B), 256),
-        tile_n=min(columns, 512),
+        tile_b=min(rows_of_x, 256),
+        tile_n=min(max(columns, 8), 1024),
         tile_d=min(max(D, 16), 512),
         direct_b=direct_b,
         direct_n=min(columns, max(1, (1 << 18) // (direct_b * direct_d))),
@@ -169,27 +169,30 @@ def interpreted(shape: Shape, path: str) -> Blocks:
         centre_d=min(D, 512),
         rows=rows,
         row_d=row_d,
-        together=max(1, min(cap, (1 << 18) // (rows * row_d))),
-        sort=min(cap, 64 if rows > 64 else 128),
-        select_rows=min(power_of_two(shape.B), 256),
-        select=min(columns, 4096),
-        slab_block=min(columns, 4096),
-        list_block=min(cap, 1024),
-        loss_block=min(power_of_two(shape.B), 4096),
-        slab=1 << 22,
+        together=max(1, min(cap, most // (rows * row_d), 32)),
+        sort=min(cap, 128 if rows <= 64 else 64 if rows <= 256 else 32),
+        select_rows=min(rows_of_x, max(1, most // select)),
+        select=select,
+        slab_block=min(columns, most // rows),
+        list_block=min(cap, most // rows),
+        loss_block=min(rows_of_x, 4096),
+        append=append,
+        words=3 << 22,
     )
 
 
 # ------------------------------------------------------------------------------------------------- sizes
 
 
-def capacity(wanted: int, path: str) -> int:
+def capacity(wanted: int, path: str, append: bool) -> int:
     """Candidates a query has room for.
 
     Direct: every place beyond `wanted` lets the search for the threshold end earlier. Tiles: room for what low
-    precision cannot tell apart, and for a step's new candidates before the threshold is lowered.
+    precision cannot tell apart; if lists are appended to, for all of the first step, which has no threshold yet.
     """
-    return power_of_two(max(4 * wanted, 64) if path == "tiles" else max(wanted + wanted // 4, 32))
+    if path == "direct":
+        return power_of_two(max(wanted + wanted // 4, 32))
+    return power_of_two(max(4 * wanted, 512 if append else 64))
 
 
 @dataclass(frozen=True)
@@ -197,28 +200,39 @@ class Sizes:
     """How a problem is cut up so that the workspace is bounded, in rows."""
 
     panel: int  # queries at a time
-    first_step: int  # references whose keys go through the slab
+    first_step: int  # references of the first step; the next ones double what has been seen, up to `chunk`
     chunk: int  # references packed at a time
     slab: int  # entries of the slab
     columns: int  # of the packed matrices: D, up to a multiple of the tile's
 
 
-def sizes(shape: Shape, blocks: Blocks) -> Sizes:
-    """At most blocks.slab entries of the slab and of the lists, at most blocks.packed packed features of x and of y.
+def _columns(D: int, tile_d: int) -> int:
+    return -(-D // tile_d) * tile_d
 
-    Unless a single row needs more; then that.
+
+def _packed_words(shape: Shape, tile_d: int) -> int:
+    return shape.N * _columns(shape.D, tile_d) // 2
+
+
+def sizes(shape: Shape, blocks: Blocks) -> Sizes:
+    """At most blocks.words of workspace, as long as that holds a tile's rows; and what every program needs for its own.
+
+    Appending: a third for lists, a quarter each for packed x and y. Else: all packed references, and keys in what is
+    left.
     """
-    columns = -(-shape.D // blocks.tile_d) * blocks.tile_d
+    B, N, columns = shape.B, shape.N, _columns(shape.D, blocks.tile_d)
     if blocks.path == "direct":
-        panel = max(1, min(shape.B, blocks.slab // shape.N))
-        return Sizes(panel, shape.N, shape.N, panel * shape.N, columns)
-    chunk = max(blocks.tile_n, blocks.packed // columns // blocks.tile_n * blocks.tile_n)
-    chunk = min(chunk, shape.N)
-    first_step = min(max(blocks.first_step, 2 * shape.wanted), chunk)
-    lists = 2 * capacity(shape.wanted, blocks.path)
-    panel = min(shape.B, blocks.slab // first_step, blocks.slab // lists, max(blocks.packed // columns, 128))
-    panel = max(1, panel)
-    return Sizes(panel, first_step, chunk, max(panel * first_step, shape.N), columns)
+        panel = max(1, min(B, blocks.words // 2 // N))
+        return Sizes(panel, N, N, panel * N, columns)
+    cap = capacity(shape.wanted, blocks.path, blocks.append)
+    if not blocks.append:
+        left = blocks.words - N * columns // 2
+        panel = max(1, min(B, left // (N + 2 * cap + columns // 2)))
+        return Sizes(panel, N, N, panel * N, columns)
+    most = blocks.words // 2 // columns  # rows in a quarter
+    chunk = min(N, max(most // blocks.tile_n * blocks.tile_n, blocks.tile_n))
+    panel = min(B, max(min(most, blocks.words // 3 // (2 * cap)) // blocks.tile_b * blocks.tile_b, blocks.tile_b))
+    return Sizes(panel, min(cap, chunk), chunk, max(N, min(B * N, blocks.words // 16)), columns)
 
 
 def setup_for(shape: Shape, blocks: Blocks, **modes: Any) -> Setup:
@@ -227,13 +241,12 @@ def setup_for(shape: Shape, blocks: Blocks, **modes: Any) -> Setup:
     once = size.chunk == shape.N
     return Setup(
         **{f.name: getattr(blocks, f.name) for f in fields(Blocks)},
-        cap=capacity(shape.wanted, blocks.path),
-        append=size.first_step < shape.N,
+        cap=capacity(shape.wanted, blocks.path, blocks.append),
         shared=once and bool(modes.get("same")),
         once=once,
         wide=shape.dtype == "float64",
         one_chunk=blocks.row_d >= shape.D,
-        cover=blocks.select >= size.first_step,
+        cover=blocks.select >= shape.N,
         cover_all=blocks.slab_block >= shape.N,
         **modes,
     )

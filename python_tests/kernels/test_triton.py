@@ -1,0 +1,410 @@
+"""The Triton kernels with small blocks: several tiles, panels and steps in problems that the interpreter can do.
+
+`python_tests/ops` judges this backend like every other, with the blocks it ships. Here every block is forced to be
+small, the way to the neighbours is chosen, and the plan tells which way a row really went. How blocks are chosen and
+how much memory they take: test_tuning.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import cases
+import oracle
+import pytest
+import tolerances
+import torch
+from conftest import Backend
+
+from ldreg_kernels.kernels import reference, triton_backend, tuning
+from ldreg_kernels.kernels.contract import ESTIMATORS, Problem
+
+MISSING = triton_backend.unavailable_reason()
+DEVICE = triton_backend.device_types()[0]
+TRITON = Backend("triton", torch.device(DEVICE))
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
+needs_triton = pytest.mark.skipif(MISSING is not None, reason=f"backend 'triton' is unavailable: {MISSING}")
+
+SMALL = {
+    **{"tile_b": 16, "tile_n": 32, "tile_d": 16, "direct_b": 16, "direct_n": 32, "direct_d": 16},
+    **{"pack_rows": 16, "pack_d": 32, "centre_d": 16, "rows": 16, "row_d": 32, "together": 8, "sort": 64},
+    **{"select_rows": 16, "select": 64, "slab_block": 64, "list_block": 64, "loss_block": 16, "words": 1 << 12},
+}
+WIDE = {  # a hundred rows at a time: five times faster in the interpreter, for tests that are about the data
+    **{"tile_b": 128, "tile_n": 64, "tile_d": 64, "direct_b": 32, "direct_n": 64, "direct_d": 32},
+    **{"pack_rows": 128, "pack_d": 64, "centre_d": 64, "rows": 128, "row_d": 64, "together": 16},
+    **{"select_rows": 128, "select": 128, "slab_block": 128, "loss_block": 128, "words": 1 << 16},
+}
+# Every pair; keys of all references in a slab; candidates appended to lists, step by step
+WAYS = {
+    "direct": {"path": "direct"},
+    "slab": {"path": "tiles", "append": False},
+    "lists": {"path": "tiles", "append": True},
+}
+TILES = ["slab", "lists"]
+
+
+class Small:
+    """The plans of the calls so far, each with small blocks and whatever else the test asked for."""
+
+    def __init__(self) -> None:
+        self.plans: list = []
+        self.blocks: dict = {}
+        self.programs = 1
+        self.fused = False
+
+    def __call__(self, way: str, programs: int = 1, fused: bool = False, **blocks) -> None:
+        self.blocks = {**SMALL, **WAYS[way], **blocks}
+        self.programs, self.fused = programs, fused
+
+    @property
+    def plan(self):
+        return self.plans[-1]
+
+    def failed(self) -> int:
+        """Rows of the last call that every pair was computed for, because their candidates did not do."""
+        return int(self.plan.s.state[3])
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Small:
+    """Forces the blocks of every call; without append's larger room, so that a few references are several steps."""
+    from ldreg_kernels.kernels import triton_launch
+
+    chosen, plan, capacity = Small(), triton_launch.plan, tuning.capacity
+
+    def forced(problem, request, out, blocks, programs, fused):
+        blocks = dataclasses.replace(blocks, **chosen.blocks)
+        chosen.plans.append(plan(problem, request, out, blocks, chosen.programs, chosen.fused))
+        return chosen.plans[-1]
+
+    monkeypatch.setattr(triton_launch, "plan", forced)
+    monkeypatch.setattr(tuning, "capacity", lambda wanted, path, _: capacity(wanted, path, False))
+    # A captured launch has a state of its own, new and zero, which can be read afterwards.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    return chosen
+
+
+def check(x, y=None, *, k, estimator="mom", self_index=None):
+    """Neighbours, LID and gradient of one problem."""
+    where = {"k": k, "self_index": self_index}
+    found = TRITON.knn(x, y, **where)
+    oracle.check_knn(found, x, y, **where, name="triton")
+    if k == 1:
+        return
+    x = x.detach().requires_grad_()
+    lid = TRITON.lid(x, y, estimator=estimator, **where)
+    truth, _ = oracle.lid(x, y, estimator=estimator, **where)
+    oracle.check_lid(lid.detach(), truth, "triton", x.dtype)
+    weight = 0.5 + torch.rand(len(x), generator=cases.seeded(1), dtype=lid.dtype)
+    (gradient,) = torch.autograd.grad((lid * weight).sum(), x)
+    expected, values = oracle.lid_gradient_given(x, y, found.indices, estimator, weight)
+    resolved = oracle.resolved_rows(lid.detach(), values, x.dtype)
+    largest = values[resolved].nan_to_num(0).max().item() if resolved.any() else 0.0
+    tolerance = tolerances.gradient("triton", x.dtype, largest)
+    oracle.check_gradient(gradient[resolved], expected[resolved], tolerance, x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- sizes
+
+
+@needs_triton
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("B", "N", "D", "k"),
+    [
+        (15, 31, 15, 7),
+        (16, 32, 16, 32),
+        (17, 33, 17, 8),
+        (31, 65, 33, 16),
+        (1, 97, 1, 5),
+        (3, 5, 2, 3),
+        (20, None, 31, 19),
+        (34, None, 1, 2),
+        (2, None, 40, 1),
+    ],
+)
+def test_one_below_at_and_above_every_block(small: Small, way: str, B: int, N: int | None, D: int, k: int) -> None:
+    small(way)
+    check(cases.normal(B, D, seed=B), None if N is None else cases.normal(N, D, seed=N), k=k)
+    assert small.plan.setup.path == WAYS[way]["path"]
+
+
+@needs_triton
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("own", ["none", "offset", "map", "itself"])
+def test_panels_and_steps(small: Small, way: str, own: str) -> None:
+    """Queries in several panels, references packed and searched in several steps."""
+    small(way)
+    y = cases.features(100, 20, seed=3)
+    x, index = y[57:80].clone(), {"offset": 57, "map": torch.arange(57, 80)}.get(own)
+    if own == "map":
+        index[::3] = -1
+    if own == "itself":
+        x, y = y[:70], None
+    check(x, y, k=8, self_index=index)
+    q = small.plan
+    assert q.panel < q.p.B, "one panel"
+    assert q.setup.same == (own == "itself")
+    if way == "lists":
+        assert q.chunk < q.p.N, "one step"
+        assert not q.setup.once
+    assert small.failed() == 0
+
+
+@needs_triton
+@pytest.mark.parametrize("shared", [True, False], ids=["one packed copy", "two packed copies"])
+def test_several_steps_of_references_packed_once(small: Small, shared: bool) -> None:
+    small("lists", **WIDE)
+    x = cases.features(150, 20)
+    check(x, None if shared else cases.features(150, 20, seed=2), k=8)
+    assert small.plan.setup.once
+    assert small.plan.setup.shared == shared
+    assert small.plan.first_step < small.plan.p.N
+    assert small.failed() == 0
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", TILES)
+def test_dtypes(small: Small, way: str, dtype: torch.dtype) -> None:
+    small(way, **WIDE)
+    x = cases.features(130, 40)
+    check(x[:40].to(dtype), (x + 3).to(dtype), k=12, estimator="hill")
+    assert small.failed() == 0
+
+
+@needs_triton
+def test_float64_takes_every_pair(small: Small) -> None:
+    small("direct")
+    check(cases.features(40, 20).double(), cases.features(100, 20, seed=3).double(), k=12)
+    assert small.plan.panel < 40
+
+
+@needs_triton
+@pytest.mark.parametrize("way", WAYS)
+def test_loss_over_several_blocks(small: Small, way: str) -> None:
+    """One mean over more rows than a block, and tracked LIDs of more neighbours than the loss asks for."""
+    small(way, **WIDE, programs=2)
+    small.blocks["loss_block"] = 16
+    x = cases.features(100, 20).requires_grad_()
+    value, stats = TRITON.loss(x, k=8, form="l2", track=[("mle", 16), ("mada", 5)])
+    truth, degenerate = oracle.lid(x, k=8)
+    expected = reference.loss(truth, degenerate, "l2", None, "mean")
+    assert abs(value.item() - expected.item()) <= tolerances.LOSS * (1 + abs(expected.item()))
+    oracle.check_lid(stats.lid, truth, "triton", x.dtype)
+    for (estimator, k), lid in stats.tracked.items():
+        oracle.check_lid(lid, oracle.lid(x, k=k, estimator=estimator)[0], "triton", x.dtype)
+    (gradient,) = torch.autograd.grad(value, x)
+    _, expected = oracle.loss_given(x, None, TRITON.knn(x, k=8).indices, "mom", "l2", None, "mean")
+    oracle.check_gradient(gradient, expected, tolerances.gradient("triton", x.dtype, truth.max().item()), x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- candidates
+
+
+def two_heaps(n: int, D: int) -> torch.Tensor:
+    """Two heaps so far apart that no centre serves both: packing moves distances by more than some differ."""
+    x = cases.features(n, D, seed=4)
+    x[::2] += 15
+    return x
+
+
+@needs_triton
+@pytest.mark.parametrize("way", TILES)
+def test_fast_is_exact_about_what_it_found(small: Small, way: str) -> None:
+    small(way, **WIDE)
+    k, x = 8, cases.tight_clusters(256, 64)[::2]
+    found = TRITON.knn(x, k=k, precision="fast")
+    at_indices = oracle.distances_given(x, None, found.indices)
+    oracle.assert_relative(found.distances, at_indices, tolerances.DISTANCE, 0.0, "distance of the returned row")
+    assert (found.distances.double() >= oracle.knn(x, k=k).distances * (1 - tolerances.DISTANCE)).all()
+    count = small.plan.c.count[:128]
+    if way == "slab":  # where a step of the lists may lack room, as in precision="exact"
+        assert small.failed() == 0
+        assert ((count >= k + 16) & (count <= k + 17)).all(), "candidates to choose from"
+
+
+@needs_triton
+@pytest.mark.parametrize("way", TILES)
+def test_fast_is_right_where_16_candidates_more_do(small: Small, way: str) -> None:
+    small(way, **WIDE)
+    x = cases.normal(100, 64)
+    oracle.check_knn(TRITON.knn(x, k=8, precision="fast"), x, k=8, name="triton")
+    few = x[:12]  # fewer references than candidates wanted
+    oracle.check_knn(TRITON.knn(few, k=8, precision="fast"), few, k=8, name="triton")
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("features", [cases.features, cases.normal, cases.vit_cls, cases.collapsed, two_heaps])
+@pytest.mark.parametrize("way", TILES)
+def test_ordinary_features_need_no_fallback(small: Small, way: str, features: Callable, dtype: torch.dtype) -> None:
+    small(way, **WIDE)
+    x = features(128, 64).to(dtype)
+    found = TRITON.knn(x, k=16)
+    assert small.failed() == 0
+    oracle.check_knn(found, x, k=16, name="triton")
+
+
+def with_rows(value: float, *rows: int) -> torch.Tensor:
+    x = cases.normal(100, 20)
+    x[list(rows)] = value
+    return x
+
+
+FALLING = {  # features, and of how many rows the candidates do not do
+    "identical rows": (lambda: torch.full((100, 20), 1.7), range(100, 101)),
+    "ten copies each": (lambda: cases.normal(10, 20).repeat(10, 1), range(1)),
+    "eighty copies of one": (lambda: torch.cat([with_rows(1, *range(80))]), range(80, 101)),
+    "rows with NaN": (lambda: with_rows(torch.nan, 5, 50, 99), range(3, 4)),
+    "a row of Inf": (lambda: with_rows(torch.inf, 40), range(1, 2)),
+    "fewer finite rows than k": (lambda: with_rows(torch.nan, *range(6, 100)), range(100, 101)),
+    "rows of 1e20": (lambda: with_rows(1e20, 5, 50), range(2, 101)),
+    "norms over eight decades": (lambda: cases.heavy_tails(100, 20), range(101)),
+    "a few ulps on an offset": (lambda: cases.noise_on_offset(100, 20), range(50, 101)),
+    "one cluster after another": (lambda: cases.tight_clusters(256, 64)[::2], range(65)),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", FALLING)
+@pytest.mark.parametrize("way", TILES)
+def test_rows_whose_candidates_do_not_fit(small: Small, way: str, name: str) -> None:
+    """Such rows get every pair, and the outcome is right either way."""
+    small(way, **WIDE)
+    features, falling = FALLING[name]
+    check(features(), k=8)
+    assert small.failed() in falling
+
+
+@needs_triton
+@pytest.mark.parametrize("way", TILES)
+def test_the_smallest_dropped(small: Small, way: str) -> None:
+    """`compat`: one candidate more, and the nearest of them left out of everything, gradient included."""
+    small(way, **WIDE)
+    x, y, k = cases.features(30, 20), cases.features(100, 20, seed=3), 8
+    here = Problem(TRITON.put(x), TRITON.put(y), k, None, drop_smallest=True)
+    dropped, all_of_them = triton_backend.knn(here), TRITON.knn(x, y, k=k + 1)
+    assert torch.equal(dropped.distances.cpu(), all_of_them.distances[:, 1:])
+    assert torch.equal(dropped.indices.cpu(), all_of_them.indices[:, 1:])
+    found = triton_backend.lid(here, "mom", (("mle", 5),), need_grad=True)
+    there = Problem(x.double(), y.double(), k, None, drop_smallest=True)
+    truth = reference.lid(there, "mom", (("mle", 5),), need_grad=True)
+    oracle.check_lid(found.lid.cpu(), truth.lid, "triton", x.dtype)
+    oracle.check_lid(found.tracked[0].cpu(), truth.tracked[0], "triton", x.dtype)
+    tolerance = tolerances.gradient("triton", x.dtype, truth.lid.max().item())
+    oracle.check_gradient(found.grad.cpu(), truth.grad, tolerance, x.dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("one_chunk", [True, False], ids=["one chunk of features", "several chunks"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradient_of_one_gather_and_of_two(small: Small, estimator: str, one_chunk: bool) -> None:
+    """Neighbours guessed from keys and mended, if a row's features fit the registers; gathered again, if not."""
+    small("lists", **WIDE)
+    small.blocks["row_d"] = 64 if one_chunk else 16
+    check(two_heaps(70, 40), k=8, estimator=estimator)
+    assert small.plan.setup.one_chunk == one_chunk
+    assert small.failed() == 0
+    tags = small.plan.s.sorted_tag[0, :70, :8]  # twice the index, and one more where the guess was "a neighbour"
+    guessed = one_chunk and estimator not in ("mle", "mada")
+    wrong = int((tags & 1 == 0).sum())
+    assert 0 < wrong < tags.numel() / 2 if guessed else wrong == 0, "nothing to mend"
+
+
+# ------------------------------------------------------------------------------------------------- launches
+
+
+def bits(result) -> list[bytes]:
+    return [t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for t in result]
+
+
+def some_call(name: str):
+    """`knn`, or a loss with tracked LIDs and gradient; one row is NaN, and has to fall back."""
+    x, y = TRITON.put(cases.features(40, 20)), TRITON.put(cases.features(80, 20, seed=3))
+    x[18] = torch.nan
+    problem = Problem(x, y, 8, None)
+    if name == "knn":
+        return triton_backend.knn(problem)
+    return triton_backend.ldreg(problem, "hill", "l1_abs", None, "mean", (("mle", 12),), need_grad=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("call", ["knn", "ldreg"])
+@pytest.mark.parametrize("way", WAYS)
+def test_fused_is_staged_bit_for_bit(small: Small, way: str, call: str) -> None:
+    """One launch or many, by one program or by several: the same bits, and a state that is zero again."""
+    small(way)
+    expected = bits(some_call(call))
+    assert small.plan.panel < 40
+    assert small.failed() == (way != "direct")
+    for programs in (1,) if triton_backend.interpreting() else (1, 3):  # the interpreter cannot make programs meet
+        small(way, programs, fused=True)
+        assert bits(some_call(call)) == expected
+        assert small.plan.setup.fused
+        assert not small.plan.s.state.any(), "the next launch begins with zeros"
+
+
+@needs_triton
+@pytest.mark.parametrize("programs", [2, 3, 5])
+@pytest.mark.parametrize("way", WAYS)
+def test_any_number_of_programs(small: Small, way: str, programs: int) -> None:
+    """Who finds a candidate decides where it stands in its list, and must decide nothing else."""
+    small(way)
+    expected = bits(some_call("ldreg"))
+    small(way, programs)
+    assert bits(some_call("ldreg")) == expected
+    assert small.plan.programs == programs
+
+
+# ------------------------------------------------------------------------------------------------- availability
+
+
+def python(script: str, **environment: str) -> str:
+    environment = {**os.environ, **environment}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+ASK = """
+import ldreg_kernels as ldk, torch
+print(ldk.backends()["triton"])
+try:
+    ldk.knn(torch.zeros(4, 2), k=1, backend="triton")
+except RuntimeError as error:
+    print(error)
+print(ldk.knn(torch.zeros(4, 2), k=1).distances.sum().item())
+"""
+
+
+def test_without_triton() -> None:
+    reason, error, rest = python("import sys; sys.modules['triton'] = None\n" + ASK).splitlines()
+    assert reason.startswith("Triton could not be imported")
+    assert error == f"backend 'triton' is unavailable: {reason}"
+    assert rest == "0.0"
+
+
+@needs_triton
+def test_without_a_device() -> None:
+    reason, error, rest = python(ASK, TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="").splitlines()
+    assert reason.startswith("no CUDA device; TRITON_INTERPRET=1")
+    assert error == f"backend 'triton' is unavailable: {reason}"
+    assert rest == "0.0"
+
+
+@needs_triton
+def test_on_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
+    monkeypatch.setattr(triton_backend, "_no_device", triton_backend._no_device.__wrapped__)
+    monkeypatch.setattr(triton_backend, "_capability", {0: 90, 1: 75}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert triton_backend.unavailable_reason() == "compute capability 7.5 is below 8.0"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert triton_backend.unavailable_reason() is None

@@ -1,0 +1,88 @@
+"""Every shipped Triton configuration, compiled ahead of time in a process of its own, without the interpreter.
+
+What is compiled, and for which GPUs: benchmarks/compiled.py. The committed figures are those of this version.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMMITTED = ROOT / "benchmarks" / "results" / "triton_kernels.csv"
+KIB = 1024
+SHARED_LIMIT = {"80": 163 * KIB, "90": 227 * KIB, "100": 227 * KIB}
+CONFIGURATION = ("kernel", "path", "mode", "dtype", "B", "N", "D", "k", "capability")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),  # thirty kernels, ten seconds of a core each
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory):
+    """(finished process, rows)."""
+    path = tmp_path_factory.mktemp("compiled") / "kernels.csv"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.compiled", "--write", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done, read(path) if path.exists() else []
+
+
+def test_every_requirement_is_met(check):
+    done, _ = check
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_is_spilled(check):
+    _, rows = check
+    assert rows
+    assert [row for row in rows if row["spilled_bytes"] != "0" or row["spill_instructions"] != "0"] == []
+
+
+def test_shared_memory_fits(check):
+    _, rows = check
+    assert rows
+    assert [row for row in rows if int(row["shared_bytes"]) > SHARED_LIMIT[row["capability"]]] == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "instructions"), [("80", ["mma.sync"]), ("90", ["wgmma"]), ("100", ["tcgen05", "mma.sync"])]
+)
+def test_tiles_are_multiplied_by_tensor_cores(check, capability, instructions):
+    _, rows = check
+    tiles = [row["matrix"] for row in rows if row["path"] == "tiles" and row["capability"] == capability]
+    assert len(tiles) >= 5
+    assert all(any(name in matrix for name in instructions) and "serialized" not in matrix for matrix in tiles), tiles
+
+
+def test_both_paths_are_compiled_for_every_capability(check):
+    _, rows = check
+    assert {(row["capability"], row["path"]) for row in rows} == {
+        (c, p) for c in SHARED_LIMIT for p in ("tiles", "direct")
+    }
+
+
+def test_committed_file_is_up_to_date(check):
+    _, rows = check
+    committed = read(COMMITTED)
+
+    def configurations(of):
+        return [tuple(row[name] for name in CONFIGURATION) for row in of]
+
+    assert configurations(committed) == configurations(rows)
+    if rows[0]["triton"] == committed[0]["triton"]:  # another version's compiler may come to other figures
+        assert committed == rows, "run python -m benchmarks.compiled --write"
