@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import tuning
+from . import autotune, tuning
 from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track
 
 _launch: ModuleType | None
@@ -72,11 +72,29 @@ def _run(problem: Problem, k: int, wanted: int, out: dict[str, Tensor], modes: d
     wanted += int(problem.drop_smallest)
     nothing = x  # a pointer that is not used
     output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})
-    fused = not interpreting() and os.environ.get("LDREG_TRITON_STAGED", "0") != "1"
+    fused = not interpreting() and not _staged()
     programs = 1 if interpreting() else _programs(x.device.index)
     request = _launch.Request(k, wanted, modes)
-    blocks = tuning.choose(_launch.shape_of(problem, wanted))
-    _launch.run(_launch.plan(problem, request, output, blocks, programs, fused))
+
+    def plan(blocks: tuning.Blocks) -> object:
+        return _launch.plan(problem, request, output, blocks, programs, fused)
+
+    with _launch.on_device(x.device):
+        shape = _launch.shape_of(problem, wanted)
+        blocks = autotune.found(shape) or tuning.choose(shape)
+        if not interpreting() and autotune.asked_for() and autotune.found(shape) is None:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("LDREG_AUTOTUNE cannot time kernels while a CUDA graph is captured; run once before")
+            blocks = autotune.search(shape, lambda blocks: _launch.seconds(plan(blocks)))
+        _launch.run(plan(blocks))
+
+
+def _staged() -> bool:
+    """LDREG_TRITON_STAGED=1: a launch for every stage, to see which one is wrong or slow."""
+    value = os.environ.get("LDREG_TRITON_STAGED", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"LDREG_TRITON_STAGED must be 0 or 1, got {value!r}")
+    return value == "1"
 
 
 def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -105,7 +123,7 @@ def ldreg(
     rows = problem.x.shape[0]
     value = _new(problem, rows) if reduction == "none" else _new(problem)
     coeff = _new(problem, rows)
-    modes = {
+    modes: dict[str, object] = {
         "loss": True,
         "form": FORMS.index(form),
         "reduction": REDUCTIONS.index(reduction),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_language import LARGEST, own_rows, to_bits, unit_of
+from .triton_language import LARGEST, lanes, own_rows, to_bits, unit_of
 
 
 @triton.jit
@@ -25,18 +25,18 @@ def ldreg_direct(p, s, first, last, LISTED: tl.constexpr, C: tl.constexpr):
     unit, _ = unit_of(tl.load(s.state + LARGEST), WIDE)
     across = tl.cdiv(p.N, BLOCK_N)
     for tile in range(tl.program_id(0), tl.cdiv(last - first, BLOCK_B) * across, tl.num_programs(0)):
-        slot = (tile // across) * BLOCK_B + tl.arange(0, BLOCK_B)
+        slot = (tile // across) * BLOCK_B + lanes(BLOCK_B)
         live = slot < last - first
         if LISTED:
             query = tl.load(s.failed + first + slot, mask=live, other=0)
         else:
             query = first + slot
-        j = (tile % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+        j = (tile % across) * BLOCK_N + lanes(BLOCK_N)
         x_row = p.x + query.to(tl.int64)[:, None] * p.x_stride
         y_row = p.y + j.to(tl.int64)[:, None] * p.y_stride
         total = tl.zeros([BLOCK_B, BLOCK_N, BLOCK_D], WORK)
         for c in range(0, p.D, BLOCK_D):
-            columns = c + tl.arange(0, BLOCK_D)
+            columns = c + lanes(BLOCK_D)
             inside = (columns < p.D)[None, :]
             x = tl.load(x_row + columns[None, :], mask=live[:, None] & inside, other=0.0).to(WORK) * unit
             y = tl.load(y_row + columns[None, :], mask=(j < p.N)[:, None] & inside, other=0.0).to(WORK) * unit

@@ -3,8 +3,8 @@
     direct   scan | every pair | rows ... | loss                        small problems, k near N, float64
     tiles    centre | pack | tiles | threshold | tiles | ... | rows | every pair of the rows that failed | loss
 
-A panel is as many queries as the workspace holds. triton_launch.py runs the same stages in the same order as launches of
-their own, for debugging and for the interpreter, which cannot make programs meet; the two have to stay in step.
+A panel is as many queries as the workspace holds. triton_launch.py runs the same stages in the same order as launches
+of their own, for debugging and for the interpreter, which cannot make programs meet; the two have to stay in step.
 """
 
 from __future__ import annotations

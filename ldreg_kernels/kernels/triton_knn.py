@@ -2,8 +2,8 @@
 
 A program works on ROWS queries at a time. Their candidates are in its own part of the scratch (Space.bits, Space.tag):
 either the smallest of a row of exact distances (`from_slab`), or the row's list from the tiles, whose distances are
-taken here from the references' own rows (`from_list`). While a reference is in registers for its distance it can also be
-added to the query's gradient: see `from_list`.
+taken here from the references' own rows (`from_list`). While a reference is in registers for its distance it can be
+added to the query's gradient, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .triton_language import (
     count_below,
     from_bits,
     kth_smallest,
+    lanes,
     load_keys,
     sort_candidates,
     to_bits,
@@ -29,13 +30,13 @@ from .triton_operands import batch_unit
 def task(s, block, first, last, LISTED: tl.constexpr, C: tl.constexpr):
     """(slot, query, live, scratch) [rows] of a block of queries among first..last, or s.failed[first..last)."""
     ROWS: tl.constexpr = C.rows
-    slot = block * ROWS + tl.arange(0, ROWS)
+    slot = block * ROWS + lanes(ROWS)
     live = slot < last - first
     if LISTED:
         query = tl.load(s.failed + first + slot, mask=live, other=0)
     else:
         query = first + slot
-    scratch = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)) * C.cap
+    scratch = (tl.program_id(0) * ROWS + lanes(ROWS)) * C.cap
     return slot, query, live, scratch
 
 
@@ -58,7 +59,7 @@ def from_slab(p, s, slot, live, scratch, C: tl.constexpr):
         tied = ((bits == t[:, None]) & (bits < NEVER)).to(tl.int32)
         keep = (bits < t[:, None]) | ((tied > 0) & (ties[:, None] + tl.cumsum(tied, 1) <= ties_wanted[:, None]))
         place = kept[:, None] + tl.cumsum(keep.to(tl.int32), 1) - 1
-        j = first + tl.arange(0, BLOCK)
+        j = first + lanes(BLOCK)
         tl.store(s.bits + scratch[:, None] + place, bits, mask=keep)
         tl.store(s.tag + scratch[:, None] + place, 2 * j[None, :] + tl.zeros(place.shape, tl.int32), mask=keep)
         kept += tl.sum(keep.to(tl.int32), 1)
@@ -89,22 +90,22 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
         guess, _ = kth_smallest(c.key, at, n, k, k, BLOCK, COVER, NEVER)
     for first in range(0, tl.max(n), BLOCK):
         key, j = load_keys(c.key, at, n, first, BLOCK, NEVER), load_keys(c.index, at, n, first, BLOCK, 0)
-        listed = (first + tl.arange(0, BLOCK))[None, :] < n[:, None]
-        place = scratch[:, None] + (first + tl.arange(0, BLOCK))[None, :]
+        listed = (first + lanes(BLOCK))[None, :] < n[:, None]
+        place = scratch[:, None] + (first + lanes(BLOCK))[None, :]
         tl.store(s.tag + place, 2 * j + (key <= guess[:, None]).to(tl.int32), mask=listed)
         tl.store(s.bits + place, tl.zeros([ROWS, BLOCK], tl.int32), mask=listed)
     tl.debug_barrier()
     sort_candidates(s, scratch, n, C)  # by index: lists were appended to in any order, and sums round
 
     x_row = p.x + query.to(tl.int64)[:, None] * p.x_stride
-    columns = tl.arange(0, BLOCK_D)
+    columns = lanes(BLOCK_D)
     total = tl.zeros([ROWS, BLOCK_D], tl.float32)
     own = tl.zeros([ROWS, BLOCK_D], tl.float32)
     if C.one_chunk:
         own = tl.load(x_row + columns[None, :], mask=live[:, None] & (columns < p.D)[None, :], other=0.0)
         own = own.to(tl.float32) * unit
     for first in range(0, tl.max(n), TOGETHER):
-        position = first + tl.arange(0, TOGETHER)
+        position = first + lanes(TOGETHER)
         listed = position[None, :] < n[:, None]
         place = scratch[:, None] + position[None, :]
         tag = tl.load(s.sorted_tag + place, mask=listed, other=0)
@@ -138,7 +139,7 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
 
 @triton.jit
 def give_up(s, query, live, scratch, n, C: tl.constexpr):
-    """n, and 0 for rows with a distance beyond float32's range in the batch's unit: every pair is next, in a larger one.
+    """n; 0 for rows with a distance beyond float32's range in the batch's unit: every pair comes next, in a larger one.
 
     To be asked once the candidates are sorted: NaN and +inf come last.
     """
@@ -168,7 +169,7 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
             n = give_up(s, query, live, scratch, n, C)
         k = p.wanted - DROP
         for f in range(0, k, SORT):
-            position = f + tl.arange(0, SORT)
+            position = f + lanes(SORT)
             inside = live[:, None] & (position < k)[None, :] & ((position + DROP)[None, :] < n[:, None])
             place = scratch[:, None] + DROP + position[None, :]
             bits = tl.load(s.sorted_bits + place, mask=inside, other=0)

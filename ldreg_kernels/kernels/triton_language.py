@@ -60,6 +60,20 @@ class Space(NamedTuple):
 
 
 @triton.jit
+def lanes(COUNT: tl.constexpr):
+    """0, 1, ... COUNT - 1, in a form that is computed where it is used.
+
+    Stages of a fused kernel are inside loops over panels. A compiler takes whatever depends on the thread's number
+    alone out of them, from all stages at once, and has no registers left for any. An assembler statement hides that.
+    """
+    if INTERPRET:
+        return tl.arange(0, COUNT)
+    else:
+        zero = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tl.program_id(1)], tl.int32, False, 1)
+        return tl.arange(0, COUNT) + tl.multiple_of(zero, 64)
+
+
+@triton.jit
 def meet(state_ptr, met, C: tl.constexpr):
     """Grid barrier: no program goes on before all are here, and what they wrote is visible. Returns met + 1.
 
@@ -160,7 +174,7 @@ def unit_of(largest_bits, WIDE: tl.constexpr):
 @triton.jit
 def load_keys(ptr, at, m, first, BLOCK: tl.constexpr, NEVER: tl.constexpr):
     """Entries first .. first + BLOCK of the rows beginning at `at` [ROWS], `m` [ROWS] long; NEVER behind the end."""
-    position = first + tl.arange(0, BLOCK)
+    position = first + lanes(BLOCK)
     return tl.load(ptr + at[:, None] + position[None, :], mask=position[None, :] < m[:, None], other=NEVER)
 
 
@@ -230,9 +244,11 @@ def sort_candidates(s, at, n, C: tl.constexpr):
         for b in range(0, longest, BLOCK):
             other_bits = load_keys(s.bits, at, n, b, BLOCK, NEVER)[:, None, :]
             other_tag = load_keys(s.tag, at, n, b, BLOCK, 0x7FFFFFFF)[:, None, :]
-            before = (other_bits < bits[:, :, None]) | ((other_bits == bits[:, :, None]) & (other_tag < tag[:, :, None]))
+            before = (other_bits < bits[:, :, None]) | (
+                (other_bits == bits[:, :, None]) & (other_tag < tag[:, :, None])
+            )
             place += tl.sum(before.to(tl.int32), 2)
-        listed = (a + tl.arange(0, BLOCK))[None, :] < n[:, None]
+        listed = (a + lanes(BLOCK))[None, :] < n[:, None]
         tl.store(s.sorted_bits + at[:, None] + place, bits, mask=listed)
         tl.store(s.sorted_tag + at[:, None] + place, tag, mask=listed)
     tl.debug_barrier()

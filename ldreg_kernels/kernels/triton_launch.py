@@ -1,19 +1,22 @@
 """From a Problem to launches: sizes of the workspace, arguments, and the fused or the staged run.
 
 Fused is the normal way: one cooperative launch, no host synchronisation, capturable in a CUDA graph. Staged runs the
-same stages in the same order, each a launch of its own (LDREG_TRITON_STAGED=1, and always in the interpreter); it reads the number of
-failed rows back, which fused does not. Kernels compute on the current stream of the features' device.
+same stages in the same order, each a launch of its own (LDREG_TRITON_STAGED=1, and always in the interpreter); it reads
+the number of failed rows back, which fused does not. Kernels run on the current stream of the features' device.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from . import contract, tuning
 from .triton_direct import ldreg_direct
@@ -26,7 +29,6 @@ from .triton_operands import Operands, ldreg_centre, ldreg_pack, ldreg_scan
 from .triton_tiles import Lists, ldreg_open, ldreg_threshold, ldreg_tiles
 
 INTERPRETING = bool(triton.knobs.runtime.interpret)
-
 
 
 @dataclass(frozen=True)
@@ -178,15 +180,34 @@ def _state(device: torch.device, fused: bool) -> Tensor:
     return _states[key]
 
 
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Around planning and running: the features' device is the current one, whichever was before."""
+    return torch.cuda.device(device) if device.type == "cuda" else interpreting()
+
+
 def run(plan: Plan) -> None:
-    """Launch, on the features' device and its current stream."""
-    device = plan.p.x.device
-    guard = torch.cuda.device(device) if device.type == "cuda" else interpreting()
-    with guard:
-        if plan.setup.fused:
-            _fused(plan)
-        else:
-            _staged(plan)
+    """Launch, on the current stream."""
+    if plan.setup.fused:
+        _fused(plan)
+    else:
+        _staged(plan)
+
+
+def seconds(plan: Plan) -> float:
+    """Median time of a run; infinity where the device has no room for its blocks."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    try:
+        run(plan)
+        for _ in range(5):
+            start.record()
+            run(plan)
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+    except OutOfResources:
+        return float("inf")
+    return statistics.median(times)
 
 
 def _fused(q: Plan) -> None:

@@ -5,8 +5,8 @@ can tell from d_j, and all of it is in float64: at LID 1000 a float32 difference
 
     d ln LID / d x = sum_j c_j (x - y_j),   c_j = w_j / (r_j d_k^2),   w_j = d ln LID / d r_j.
 
-For mom and mom_amsaleg c_j is one number over d_j for all j < k, for hill over d_j^2: their sum comes from the pass that
-took the distances (triton_knn.from_list), and what is left to gather is the k-th neighbour and the wrong guesses.
+For mom and mom_amsaleg c_j is one number over d_j for all j < k, for hill over d_j^2: their sum comes from the pass
+that took the distances (triton_knn.from_list), and what is left to gather is the k-th neighbour and the wrong guesses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .contract import ESTIMATORS, FORMS, LID_MAX, MLE_EPSILON, REDUCTIONS
 from .triton_knn import from_list, from_slab, give_up, task
-from .triton_language import LARGEST, TERMS, from_bits, sort_candidates, to_bits, unit_of
+from .triton_language import LARGEST, TERMS, from_bits, lanes, sort_candidates, to_bits, unit_of
 from .triton_operands import batch_unit
 
 MOM, AMSALEG, MLE, HILL, UNBIASED, MADA = (tl.constexpr(ESTIMATORS.index(name)) for name in ESTIMATORS)
@@ -77,7 +77,7 @@ def lid_terms(s, at, live, k, ESTIMATOR: tl.constexpr, C: tl.constexpr):
     two = tl.zeros([ROWS], tl.float64)
     if ESTIMATOR != MADA:
         for first in range(0, k, BLOCK):
-            j = first + tl.arange(0, BLOCK)
+            j = first + lanes(BLOCK)
             counted = exists[:, None] & ((j < k) if ESTIMATOR == AMSALEG else (j < k - 1))[None, :]
             r = _distance(s, at[:, None] + j[None, :], counted) / scale[:, None]
             if ESTIMATOR == MOM or ESTIMATOR == AMSALEG:
@@ -154,13 +154,13 @@ def corrections(s, at, row, n, k, unit, terms, live, POWER: tl.constexpr, C: tl.
     longest = tl.max(n)
     largest = tl.zeros([ROWS], tl.float64)
     for first in range(0, tl.minimum(k, longest), BLOCK):
-        j = first + tl.arange(0, BLOCK)
+        j = first + lanes(BLOCK)
         r = _distance(s, at[:, None] + j[None, :], j[None, :] < n[:, None]) / d_k[:, None]
         largest = tl.maximum(largest, tl.max(tl.abs(lid_weight(r, j[None, :], k, near, far, ESTIMATOR)), 1))
     largest = tl.where(largest > 0, largest, 1.0)
     kept = tl.zeros([ROWS], tl.int32)
     for first in range(0, longest, BLOCK):
-        j = first + tl.arange(0, BLOCK)
+        j = first + lanes(BLOCK)
         listed = j[None, :] < n[:, None]
         r = _distance(s, at[:, None] + j[None, :], listed) / d_k[:, None]
         tag = tl.load(s.sorted_tag + at[:, None] + j[None, :], mask=listed, other=0)
@@ -210,7 +210,7 @@ def gradient(p, s, o, query, live, at, row, unit, total, POWER: tl.constexpr, C:
     outcome = tl.load(s.terms + row + 3, mask=live, other=0.0)  # 1: the gradient; else NaN or 0
     kept = tl.load(s.terms + row + 4, mask=live, other=0.0).to(tl.int32)
     for f in range(0, p.D, BLOCK_D):
-        columns = f + tl.arange(0, BLOCK_D)
+        columns = f + lanes(BLOCK_D)
         inside = live[:, None] & (columns < p.D)[None, :]
         x = tl.load(p.x + query.to(tl.int64)[:, None] * p.x_stride + columns[None, :], mask=inside, other=0.0)
         x = x.to(WORK) * unit
@@ -218,7 +218,7 @@ def gradient(p, s, o, query, live, at, row, unit, total, POWER: tl.constexpr, C:
         if POWER > 0:
             g = total * of_sum[:, None]
         for first in range(0, tl.max(kept), TOGETHER):
-            position = first + tl.arange(0, TOGETHER)
+            position = first + lanes(TOGETHER)
             listed = position[None, :] < kept[:, None]
             place = at[:, None] + position[None, :]
             weight = from_bits(tl.load(s.bits + place, mask=listed, other=0))
@@ -247,11 +247,11 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         slot, query, live, scratch = task(s, block, first, last, LISTED, C)
         if SLAB:
-            unit, back = unit_of(tl.load(s.state + LARGEST), C.wide)
+            unit, _ = unit_of(tl.load(s.state + LARGEST), C.wide)
             n = from_slab(p, s, slot, live, scratch, C)
             total = tl.zeros([ROWS, BLOCK_D], WORK)
         else:
-            _, unit, back, _ = batch_unit(p, a, C)
+            _, unit, _, _ = batch_unit(p, a, C)
             n, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:
@@ -266,7 +266,7 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
         tl.store(o.lid + query, terms[0].to(WORK), mask=live)
         tl.store(o.degenerate + query, terms[1].to(tl.uint8), mask=live)
         if C.gradient:
-            row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)) * TERMS
+            row = (tl.program_id(0) * ROWS + lanes(ROWS)) * TERMS
             corrections(s, at, row, n - C.drop, k, unit, terms, live, POWER, C)
             gradient(p, s, o, query, live, at, row, unit, total, POWER, C)
         tl.debug_barrier()  # the scratch is free for the next block of queries
@@ -297,13 +297,13 @@ def _loss_row(lid, degenerate, C: tl.constexpr):
 def ldreg_loss(p, o, C: tl.constexpr):
     """The loss and d loss / d ln LID of every row.
 
-    Every program adds all rows up, in one order, and writes the coefficients of its own share: B numbers are read faster
-    than the grid meets.
+    Every program adds all rows up, in one order, and writes the coefficients of its own share: B numbers are read
+    faster than the grid meets.
     """
     FORM: tl.constexpr = C.form
     REDUCTION: tl.constexpr = C.reduction
     BLOCK: tl.constexpr = C.loss_block
-    i = tl.arange(0, BLOCK)
+    i = lanes(BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
     count = tl.zeros([BLOCK], tl.int32)
     for first in range(0, p.B, BLOCK):

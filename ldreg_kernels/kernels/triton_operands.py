@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .triton_language import LARGEST, to_bits, unit_of
+from .triton_language import LARGEST, lanes, to_bits, unit_of
 
 SAMPLE_ROWS = tl.constexpr(64)
 PACKED_MAX = tl.constexpr(60000.0)  # beyond it features are clamped, and the residual says by how much
@@ -56,9 +56,9 @@ def _largest(ptr, stride, count, D, C: tl.constexpr):
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
     most = tl.zeros([ROWS, BLOCK_D], WORK)
     for block in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
-        rows = block * ROWS + tl.arange(0, ROWS)
+        rows = block * ROWS + lanes(ROWS)
         for c in range(0, D, BLOCK_D):
-            columns = c + tl.arange(0, BLOCK_D)
+            columns = c + lanes(BLOCK_D)
             inside = (rows < count)[:, None] & (columns < D)[None, :]
             v = tl.load(ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(WORK)
             most = tl.maximum(most, tl.where(tl.abs(v) < float("inf"), tl.abs(v), 0.0))
@@ -72,9 +72,9 @@ def ldreg_centre(p, a, C: tl.constexpr):
     So one exploding row in the sample moves neither centre nor scale.
     """
     BLOCK_D: tl.constexpr = C.centre_d
-    row = (tl.arange(0, SAMPLE_ROWS).to(tl.int64) * p.N) // SAMPLE_ROWS
+    row = (lanes(SAMPLE_ROWS).to(tl.int64) * p.N) // SAMPLE_ROWS
     for block in range(tl.program_id(0), tl.cdiv(p.D, BLOCK_D), tl.num_programs(0)):
-        columns = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        columns = block * BLOCK_D + lanes(BLOCK_D)
         inside = (columns < p.D)[None, :] & (row >= 0)[:, None]
         v = tl.load(p.y + row[:, None] * p.y_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
         v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
@@ -103,7 +103,7 @@ def batch_unit(p, a, C: tl.constexpr):
     shifted = tl.full([128], 0.0, tl.float32)
     blocks = tl.cdiv(p.D, BLOCK_D)
     for b in range(0, blocks, 128):
-        i = b + tl.arange(0, 128)
+        i = b + lanes(128)
         extent = tl.maximum(extent, tl.load(a.extent + i, mask=i < blocks, other=0.0))
         shifted = tl.maximum(shifted, tl.load(a.shifted + i, mask=i < blocks, other=0.0))
     # The bits of the exponent: features then reach 2^6, which leaves float16 ten binary digits above and 20 below.
@@ -129,7 +129,7 @@ def ldreg_pack(p, s, a, first, last, base, QUERIES: tl.constexpr, C: tl.constexp
     scale, _, _, centred = batch_unit(p, a, C)
     largest = 0.0
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
-        rows = first + block * ROWS + tl.arange(0, ROWS)
+        rows = first + block * ROWS + lanes(ROWS)
         live = rows < last
         from_row = source + rows.to(tl.int64)[:, None] * stride
         to_row = packed + (rows - base).to(tl.int64)[:, None] * a.columns
@@ -139,7 +139,7 @@ def ldreg_pack(p, s, a, first, last, base, QUERIES: tl.constexpr, C: tl.constexp
         most = tl.zeros([ROWS, BLOCK_D], tl.float32)
         broken = tl.zeros([ROWS, BLOCK_D], tl.int32)
         for c in range(0, a.columns, BLOCK_D):
-            columns = c + tl.arange(0, BLOCK_D)
+            columns = c + lanes(BLOCK_D)
             inside = live[:, None] & (columns < p.D)[None, :]
             v = tl.load(from_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
             finite = tl.abs(v) < float("inf")

@@ -1,7 +1,7 @@
 """Triton stages that find candidates: the tensor-core distance tile, and the threshold of every row.
 
 With packed rows x^, y^ the tile gives key = |y^|^2 - 2 x^.y^, and q = |x^|^2 + key is off by at most
-E = gamma (|x^|^2 + |y^|^2) from |x^ - y^|^2, which is within r_x + r_y of the true distance (r: residual of packing). So
+E = gamma (|x^|^2 + |y^|^2) from |x^ - y^|^2, which is within r_x + r_y of the true distance (r: packing's residual). So
     lower bound  d >= sqrt(q - E) - r_x - r_y        upper bound  d <= sqrt(q + E) + r_x + r_y.
 T, the upper bound of the k-th smallest key so far, bounds the k-th distance; a reference whose lower bound exceeds T is
 no neighbour. Every neighbour is therefore among the candidates: the certificate holds by construction, and what can
@@ -24,9 +24,9 @@ import triton.language as tl
 from .triton_language import (
     FAILED,
     INTERPRET,
-    count_below,
     from_sortable,
     kth_smallest,
+    lanes,
     load_keys,
     own_rows,
     sortable,
@@ -62,7 +62,7 @@ def ldreg_open(c, rows, C: tl.constexpr):
     """Empty lists that admit everything, for the first `rows` queries of a panel."""
     BLOCK: tl.constexpr = C.loss_block
     for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        slot = block * BLOCK + tl.arange(0, BLOCK)
+        slot = block * BLOCK + lanes(BLOCK)
         tl.store(c.count + slot, tl.zeros([BLOCK], tl.int32), mask=slot < rows)
         tl.store(c.limit + slot, tl.full([BLOCK], ADMIT_ALL, tl.float32), mask=slot < rows)
         tl.store(c.reach + slot, tl.zeros([BLOCK], tl.float32), mask=slot < rows)
@@ -78,15 +78,14 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
     BLOCK_N: tl.constexpr = C.tile_n
     BLOCK_D: tl.constexpr = C.tile_d
     STAGES: tl.constexpr = C.stages
-    CAP: tl.constexpr = C.cap
     GROUP: tl.constexpr = 8  # row blocks that go through the same references together, while these are in L2
     down, across = tl.cdiv(panel_end - panel, BLOCK_B), tl.cdiv(last - first, BLOCK_N)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         group = tile // (GROUP * across) * GROUP
         high = tl.minimum(down - group, GROUP)
         within = tile % (GROUP * across)
-        slot = (group + within % high) * BLOCK_B + tl.arange(0, BLOCK_B)
-        j = first + (within // high) * BLOCK_N + tl.arange(0, BLOCK_N)
+        slot = (group + within % high) * BLOCK_B + lanes(BLOCK_B)
+        j = first + (within // high) * BLOCK_N + lanes(BLOCK_N)
         live, offered = slot < panel_end - panel, j < last
         # Rows beyond the end repeat the last one and are masked afterwards; columns are padded with zeros.
         row = tl.minimum(slot, panel_end - panel - 1)
@@ -95,10 +94,10 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
         else:
             x_row = a.x + row.to(tl.int64)[:, None] * a.columns
         y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * a.columns
+        columns = lanes(BLOCK_D)
         dot = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
         for d in tl.range(0, a.columns, BLOCK_D, num_stages=STAGES):
-            columns = d + tl.arange(0, BLOCK_D)
-            x, y = tl.load(x_row + columns[None, :]), tl.load(y_row + columns[None, :])
+            x, y = tl.load(x_row + d + columns[None, :]), tl.load(y_row + d + columns[None, :])
             if INTERPRET:
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
@@ -119,7 +118,9 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
                 for quarter in tl.static_range(2):
                     one, other = _halves(near if quarter == 0 else far)
                     _append(a, c, one, slot, start + (4 * half + 2 * quarter) * (BLOCK_N // 8), last, live, own, C)
-                    _append(a, c, other, slot, start + (4 * half + 2 * quarter + 1) * (BLOCK_N // 8), last, live, own, C)
+                    _append(
+                        a, c, other, slot, start + (4 * half + 2 * quarter + 1) * (BLOCK_N // 8), last, live, own, C
+                    )
 
 
 @triton.jit
@@ -134,7 +135,7 @@ def _halves(block):
 def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
     """Append the references start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
     CAP: tl.constexpr = C.cap
-    j = start + tl.arange(0, dot.shape[1])
+    j = start + lanes(dot.shape[1])
     offered = j < last
     norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
     limit = tl.load(c.limit + slot, mask=live, other=ADMIT_NONE)
@@ -167,7 +168,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
     BLOCK: tl.constexpr = C.list_block if C.append else C.select
     COVER: tl.constexpr = C.list_block >= C.cap if C.append else C.cover
     for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, ROWS), tl.num_programs(0)):
-        slot = block * ROWS + tl.arange(0, ROWS)
+        slot = block * ROWS + lanes(ROWS)
         live = slot < panel_end - panel
         norm = tl.load(a.x_norm + panel + slot, mask=live, other=0.0)
         residual = tl.load(a.x_residual + panel + slot, mask=live, other=0.0)
@@ -236,7 +237,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
 def _listed(c, source, at, m, first, BLOCK: tl.constexpr, C: tl.constexpr):
     """Keys and reference indices of the entries first .. first + BLOCK."""
     keys = load_keys(source, at, m, first, BLOCK, NEVER)
-    position = first + tl.arange(0, BLOCK)
+    position = first + lanes(BLOCK)
     if C.append:
         return keys, load_keys(c.index, at, m, first, BLOCK, 0)
     else:

@@ -122,7 +122,7 @@ def choose_path(shape: Shape) -> str:
     if shape.dtype == "float64" or 4 * shape.wanted >= shape.N:
         return "direct"
     tiny = 1 << 21 if shape.capability == 0 else 1 << 27
-    return "direct" if shape.B * shape.N * shape.D <= tiny else "tiles"
+    return "direct" if tiny >= shape.B * shape.N * shape.D else "tiles"
 
 
 def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:

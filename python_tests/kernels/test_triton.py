@@ -1,16 +1,13 @@
 """The Triton kernels with small blocks: several tiles, panels and steps in problems that the interpreter can do.
 
 `python_tests/ops` judges this backend like every other, with the blocks it ships. Here every block is forced to be
-small, the way to the neighbours is chosen, and the plan tells which way a row really went. How blocks are chosen and
-how much memory they take: test_tuning.py.
+small, the way to the neighbours is chosen, and the plan tells which way a row really went. What is decided before a
+kernel runs: test_tuning.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import cases
@@ -29,16 +26,16 @@ TRITON = Backend("triton", torch.device(DEVICE))
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
 needs_triton = pytest.mark.skipif(MISSING is not None, reason=f"backend 'triton' is unavailable: {MISSING}")
 
-SMALL = {
-    **{"tile_b": 16, "tile_n": 32, "tile_d": 16, "direct_b": 16, "direct_n": 32, "direct_d": 16},
-    **{"pack_rows": 16, "pack_d": 32, "centre_d": 16, "rows": 16, "row_d": 32, "together": 8, "sort": 64},
-    **{"select_rows": 16, "select": 64, "slab_block": 64, "list_block": 64, "loss_block": 16, "words": 1 << 12},
-}
-WIDE = {  # a hundred rows at a time: five times faster in the interpreter, for tests that are about the data
-    **{"tile_b": 128, "tile_n": 64, "tile_d": 64, "direct_b": 32, "direct_n": 64, "direct_d": 32},
-    **{"pack_rows": 128, "pack_d": 64, "centre_d": 64, "rows": 128, "row_d": 64, "together": 16},
-    **{"select_rows": 128, "select": 128, "slab_block": 128, "loss_block": 128, "words": 1 << 16},
-}
+SMALL = (
+    {"tile_b": 16, "tile_n": 32, "tile_d": 16, "direct_b": 16, "direct_n": 32, "direct_d": 16}
+    | {"pack_rows": 16, "pack_d": 32, "centre_d": 16, "rows": 16, "row_d": 32, "together": 8, "sort": 64}
+    | {"select_rows": 16, "select": 64, "slab_block": 64, "list_block": 64, "loss_block": 16, "words": 1 << 12}
+)
+WIDE = (  # a hundred rows at a time: five times faster in the interpreter, for tests that are about the data
+    {"tile_b": 128, "tile_n": 64, "tile_d": 64, "direct_b": 32, "direct_n": 64, "direct_d": 32}
+    | {"pack_rows": 128, "pack_d": 64, "centre_d": 64, "rows": 128, "row_d": 64, "together": 16}
+    | {"select_rows": 128, "select": 128, "slab_block": 128, "loss_block": 128, "words": 1 << 16}
+)
 # Every pair; keys of all references in a slab; candidates appended to lists, step by step
 WAYS = {
     "direct": {"path": "direct"},
@@ -94,15 +91,18 @@ def check(x, y=None, *, k, estimator="mom", self_index=None):
     where = {"k": k, "self_index": self_index}
     found = TRITON.knn(x, y, **where)
     oracle.check_knn(found, x, y, **where, name="triton")
-    if k == 1:
-        return
+    if k > 1:
+        check_lid(x, y, estimator, found.indices, **where)
+
+
+def check_lid(x, y, estimator, indices, **where):
     x = x.detach().requires_grad_()
     lid = TRITON.lid(x, y, estimator=estimator, **where)
     truth, _ = oracle.lid(x, y, estimator=estimator, **where)
     oracle.check_lid(lid.detach(), truth, "triton", x.dtype)
     weight = 0.5 + torch.rand(len(x), generator=cases.seeded(1), dtype=lid.dtype)
     (gradient,) = torch.autograd.grad((lid * weight).sum(), x)
-    expected, values = oracle.lid_gradient_given(x, y, found.indices, estimator, weight)
+    expected, values = oracle.lid_gradient_given(x, y, indices, estimator, weight)
     resolved = oracle.resolved_rows(lid.detach(), values, x.dtype)
     largest = values[resolved].nan_to_num(0).max().item() if resolved.any() else 0.0
     tolerance = tolerances.gradient("triton", x.dtype, largest)
@@ -117,15 +117,8 @@ def check(x, y=None, *, k, estimator="mom", self_index=None):
 @pytest.mark.parametrize(
     ("B", "N", "D", "k"),
     [
-        (15, 31, 15, 7),
-        (16, 32, 16, 32),
-        (17, 33, 17, 8),
-        (31, 65, 33, 16),
-        (1, 97, 1, 5),
-        (3, 5, 2, 3),
-        (20, None, 31, 19),
-        (34, None, 1, 2),
-        (2, None, 40, 1),
+        *[(15, 31, 15, 7), (16, 32, 16, 32), (17, 33, 17, 8), (31, 65, 33, 16), (1, 97, 1, 5), (3, 5, 2, 3)],
+        *[(20, None, 31, 19), (34, None, 1, 2), (2, None, 40, 1)],
     ],
 )
 def test_one_below_at_and_above_every_block(small: Small, way: str, B: int, N: int | None, D: int, k: int) -> None:
@@ -145,7 +138,7 @@ def test_panels_and_steps(small: Small, way: str, own: str) -> None:
     if own == "map":
         index[::3] = -1
     if own == "itself":
-        x, y = y[:70], None
+        x, y = y[:68], None
     check(x, y, k=8, self_index=index)
     q = small.plan
     assert q.panel < q.p.B, "one panel"
@@ -189,8 +182,7 @@ def test_float64_takes_every_pair(small: Small) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_loss_over_several_blocks(small: Small, way: str) -> None:
     """One mean over more rows than a block, and tracked LIDs of more neighbours than the loss asks for."""
-    small(way, **WIDE, programs=2)
-    small.blocks["loss_block"] = 16
+    small(way, programs=2, **WIDE | {"loss_block": 16})
     x = cases.features(100, 20).requires_grad_()
     value, stats = TRITON.loss(x, k=8, form="l2", track=[("mle", 16), ("mada", 5)])
     truth, degenerate = oracle.lid(x, k=8)
@@ -207,10 +199,10 @@ def test_loss_over_several_blocks(small: Small, way: str) -> None:
 # ------------------------------------------------------------------------------------------------- candidates
 
 
-def two_heaps(n: int, D: int) -> torch.Tensor:
+def two_heaps(n: int, D: int, apart: float = 15) -> torch.Tensor:
     """Two heaps so far apart that no centre serves both: packing moves distances by more than some differ."""
     x = cases.features(n, D, seed=4)
-    x[::2] += 15
+    x[::2] += apart
     return x
 
 
@@ -240,12 +232,11 @@ def test_fast_is_right_where_16_candidates_more_do(small: Small, way: str) -> No
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("features", [cases.features, cases.normal, cases.vit_cls, cases.collapsed, two_heaps])
 @pytest.mark.parametrize("way", TILES)
-def test_ordinary_features_need_no_fallback(small: Small, way: str, features: Callable, dtype: torch.dtype) -> None:
+def test_ordinary_features_need_no_fallback(small: Small, way: str, features: Callable) -> None:
     small(way, **WIDE)
-    x = features(128, 64).to(dtype)
+    x = features(128, 64)
     found = TRITON.knn(x, k=16)
     assert small.failed() == 0
     oracle.check_knn(found, x, k=16, name="triton")
@@ -260,7 +251,7 @@ def with_rows(value: float, *rows: int) -> torch.Tensor:
 FALLING = {  # features, and of how many rows the candidates do not do
     "identical rows": (lambda: torch.full((100, 20), 1.7), range(100, 101)),
     "ten copies each": (lambda: cases.normal(10, 20).repeat(10, 1), range(1)),
-    "eighty copies of one": (lambda: torch.cat([with_rows(1, *range(80))]), range(80, 101)),
+    "eighty copies of one": (lambda: with_rows(1, *range(80)), range(80, 101)),
     "rows with NaN": (lambda: with_rows(torch.nan, 5, 50, 99), range(3, 4)),
     "a row of Inf": (lambda: with_rows(torch.inf, 40), range(1, 2)),
     "fewer finite rows than k": (lambda: with_rows(torch.nan, *range(6, 100)), range(100, 101)),
@@ -306,15 +297,16 @@ def test_the_smallest_dropped(small: Small, way: str) -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_gradient_of_one_gather_and_of_two(small: Small, estimator: str, one_chunk: bool) -> None:
     """Neighbours guessed from keys and mended, if a row's features fit the registers; gathered again, if not."""
-    small("lists", **WIDE)
-    small.blocks["row_d"] = 64 if one_chunk else 16
-    check(two_heaps(70, 40), k=8, estimator=estimator)
+    small("lists", **WIDE | {"row_d": 64 if one_chunk else 16})
+    x, k = two_heaps(70, 40, apart=80), 8
+    check_lid(x, None, estimator, oracle.knn(x, k=k).indices, k=k)
     assert small.plan.setup.one_chunk == one_chunk
     assert small.failed() == 0
-    tags = small.plan.s.sorted_tag[0, :70, :8]  # twice the index, and one more where the guess was "a neighbour"
-    guessed = one_chunk and estimator not in ("mle", "mada")
-    wrong = int((tags & 1 == 0).sum())
-    assert 0 < wrong < tags.numel() / 2 if guessed else wrong == 0, "nothing to mend"
+    right = small.plan.s.sorted_tag[0, : len(x), :k] & 1  # whether a neighbour was among those guessed
+    if one_chunk and estimator not in ("mle", "mada"):
+        assert 0.5 < right.float().mean() < 1, "nothing to mend"
+    else:
+        assert not right.any()
 
 
 # ------------------------------------------------------------------------------------------------- launches
@@ -326,7 +318,7 @@ def bits(result) -> list[bytes]:
 
 def some_call(name: str):
     """`knn`, or a loss with tracked LIDs and gradient; one row is NaN, and has to fall back."""
-    x, y = TRITON.put(cases.features(40, 20)), TRITON.put(cases.features(80, 20, seed=3))
+    x, y = TRITON.put(cases.features(34, 20)), TRITON.put(cases.features(80, 20, seed=3))
     x[18] = torch.nan
     problem = Problem(x, y, 8, None)
     if name == "knn":
@@ -341,7 +333,7 @@ def test_fused_is_staged_bit_for_bit(small: Small, way: str, call: str) -> None:
     """One launch or many, by one program or by several: the same bits, and a state that is zero again."""
     small(way)
     expected = bits(some_call(call))
-    assert small.plan.panel < 40
+    assert small.plan.panel < 34
     assert small.failed() == (way != "direct")
     for programs in (1,) if triton_backend.interpreting() else (1, 3):  # the interpreter cannot make programs meet
         small(way, programs, fused=True)
@@ -351,60 +343,12 @@ def test_fused_is_staged_bit_for_bit(small: Small, way: str, call: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("programs", [2, 3, 5])
 @pytest.mark.parametrize("way", WAYS)
-def test_any_number_of_programs(small: Small, way: str, programs: int) -> None:
+def test_any_number_of_programs(small: Small, way: str) -> None:
     """Who finds a candidate decides where it stands in its list, and must decide nothing else."""
     small(way)
     expected = bits(some_call("ldreg"))
-    small(way, programs)
-    assert bits(some_call("ldreg")) == expected
-    assert small.plan.programs == programs
-
-
-# ------------------------------------------------------------------------------------------------- availability
-
-
-def python(script: str, **environment: str) -> str:
-    environment = {**os.environ, **environment}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-ASK = """
-import ldreg_kernels as ldk, torch
-print(ldk.backends()["triton"])
-try:
-    ldk.knn(torch.zeros(4, 2), k=1, backend="triton")
-except RuntimeError as error:
-    print(error)
-print(ldk.knn(torch.zeros(4, 2), k=1).distances.sum().item())
-"""
-
-
-def test_without_triton() -> None:
-    reason, error, rest = python("import sys; sys.modules['triton'] = None\n" + ASK).splitlines()
-    assert reason.startswith("Triton could not be imported")
-    assert error == f"backend 'triton' is unavailable: {reason}"
-    assert rest == "0.0"
-
-
-@needs_triton
-def test_without_a_device() -> None:
-    reason, error, rest = python(ASK, TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="").splitlines()
-    assert reason.startswith("no CUDA device; TRITON_INTERPRET=1")
-    assert error == f"backend 'triton' is unavailable: {reason}"
-    assert rest == "0.0"
-
-
-@needs_triton
-def test_on_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
-    monkeypatch.setattr(triton_backend, "_no_device", triton_backend._no_device.__wrapped__)
-    monkeypatch.setattr(triton_backend, "_capability", {0: 90, 1: 75}.__getitem__)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert triton_backend.unavailable_reason() == "compute capability 7.5 is below 8.0"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert triton_backend.unavailable_reason() is None
+    for programs in (2, 3, 5):
+        small(way, programs)
+        assert bits(some_call("ldreg")) == expected
+        assert small.plan.programs == programs
