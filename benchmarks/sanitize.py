@@ -1,4 +1,4 @@
-"""The workload of compute-sanitizer: every operation on a dozen small shapes, through the public API.
+"""The workload of compute-sanitizer: every operation on some small shapes, through the public API.
 
     python -m benchmarks.sanitize --backend cuda|triton|cpu|reference [--list]
 
@@ -30,7 +30,8 @@ TOLERANCE = 1e-3  # relative in L2: lets every rounding pass, and no wrong row
 HALF_GRADIENT = 1e-2  # the gradient comes in the dtype of x, and bfloat16 has three digits
 
 Own = Literal["batch", "offset", "map", "none"]
-Data = Literal["normal", "copies", "not finite"]
+# large: normal, with too many rows for every k-th neighbour to stand apart
+Data = Literal["normal", "large", "copies", "not finite"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ SHAPES = (
     Shape(70, 70, 9, 12, data="copies"),
     Shape(45, 90, 20, 7, own="offset", data="not finite"),
     Shape(48, 80, 24, 10, own="map", strided=True),
+    Shape(1031, 1031, 129, 33, data="large", track=(("mle", 64),)),  # enough for Triton's tiles: keys of all references
+    Shape(131, 8209, 129, 20, own="offset", data="large"),  # ... and lists, because of N
 )
 
 

@@ -126,22 +126,28 @@ def choose_path(shape: Shape) -> str:
 
 
 def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
-    """Blocks for a GPU: what the table says, and as many queries at a time as 8192 numbers in registers allow."""
-    numbers = 4096 if shape.dtype == "float64" else 8192
+    """Blocks for a GPU: what the table says, and as many queries at a time as registers allow without spilling.
+
+    All stages of a kernel share the registers of the greediest (benchmarks/NOTES.md, benchmarks/results/).
+    """
+    tiles, append = path == "tiles", bool(table.get("append"))
+    numbers = 4096 if tiles or shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
-    rows = min(16, numbers // row_d)
+    rows = min(2 if append else 4 if tiles else 8, numbers // row_d)
     select = min(4096, max(64, power_of_two(shape.N)))
     return Blocks(
         path,
         rows=rows,
         row_d=row_d,
-        together=max(1, min(16, 2 * numbers // (rows * row_d))),
-        sort=min(64, 128 // rows),
+        together=1 if append else 2,
+        sort=32,
         select=select,
-        select_rows=max(1, 8192 // select),
+        select_rows=max(1, 4096 // select),
         slab_block=min(max(64, power_of_two(shape.N)), max(64, numbers // 2 // rows)),
-        list_block=min(capacity(shape.wanted, path, table.get("append", False)), numbers // rows),
+        list_block=min(capacity(shape.wanted, path, append), numbers // rows),
         direct_b=16 if shape.dtype != "float64" else 8,
+        direct_n=16 if tiles else 32,
+        pack_rows=4,
         **table,
     )
 
@@ -228,6 +234,8 @@ def sizes(shape: Shape, blocks: Blocks) -> Sizes:
     if not blocks.append:
         left = blocks.words - N * columns // 2
         panel = max(1, min(B, left // (N + 2 * cap + columns // 2)))
+        even = -(-B // -(-B // panel))  # as many panels, of one size, in whole tiles
+        panel = min(panel, -(-even // blocks.tile_b) * blocks.tile_b)
         return Sizes(panel, N, N, panel * N, columns)
     most = blocks.words // 2 // columns  # rows in a quarter
     chunk = min(N, max(most // blocks.tile_n * blocks.tile_n, blocks.tile_n))
