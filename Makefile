@@ -21,7 +21,7 @@ demo: build
 	$(BIN)/ldreg demo
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

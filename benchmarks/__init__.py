@@ -12,6 +12,7 @@
     selection.py     which rows count; from them tables.py, goals.py, plots.py and, for page and README, report.py
     compare.py       this checkout against another commit
     cli.py           ldreg bench
+    compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed
     bench_*.py       the small cases through pytest-benchmark: pytest benchmarks/
     gpu_gate.sh      build, GPU tests, compute-sanitizer on the shapes of sanitize.py, benchmarks; page by summary.py
 

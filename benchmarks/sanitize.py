@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import ldreg_kernels as ldk
+from ldreg_kernels.kernels import triton_backend
 
 WRONG, NOTHING_TO_RUN = 1, 3
 TOLERANCE = 1e-3  # relative in L2: lets every rounding pass, and no wrong row
@@ -193,7 +194,8 @@ def checks(backend: str) -> Iterator[Check | str]:
     if reason is not None:
         yield f"knn, lid and ldreg_loss: {reason}"
         return
-    device = torch.device("cuda" if backend in ("cuda", "triton") else "cpu")
+    interpreted = backend == "triton" and triton_backend.interpreting()
+    device = torch.device("cuda" if backend in ("cuda", "triton") and not interpreted else "cpu")
     for shape in SHAPES:
         yield str(shape), partial(check_shape, shape, backend, device)
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils import collect_env
 
 import ldreg_kernels as ldk
+from ldreg_kernels.kernels import dispatch
 
 # The promises of precision="exact" for float32 inputs, as the worst error over the allowed one.
 DISTANCE_TOLERANCE = 1e-6  # relative
 LID_TOLERANCE = 4e-6  # times 1 + LID: a relative distance error e moves LID by about (1 + LID) e
 GRADIENT_TOLERANCE = 1e-5  # relative, in L2
 
-DEVICE_OF = {"cuda": "cuda", "triton": "cuda"}  # the rest run on the CPU
 ENVIRONMENT = (
     "torch_version",
     "cuda_compiled_version",
@@ -120,7 +120,7 @@ def main() -> int:
 
 def _self_test(backend: str) -> float:
     """Largest error of knn, lid and the loss gradient against float64, each as a share of its tolerance."""
-    device = DEVICE_OF.get(backend, "cpu")
+    device = dispatch.devices(backend)[0]
     k = 11
     x = torch.randn(97, 33, generator=torch.Generator().manual_seed(0))  # sizes that fill no tile evenly
 

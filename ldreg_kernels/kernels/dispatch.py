@@ -36,7 +36,7 @@ def unavailable_reason(name: str) -> str | None:
     return reason
 
 
-def _devices(name: str) -> tuple[str, ...]:
+def devices(name: str) -> tuple[str, ...]:
     """The device types that backend `name` serves here: in its interpreter, Triton works on CPU tensors."""
     module = _module(name)
     return tuple(module.device_types()) if hasattr(module, "device_types") else _BACKENDS[name][1]
@@ -59,10 +59,10 @@ def resolve(name: str, device: torch.device) -> ModuleType:
         RuntimeError: a backend asked for by name that is unavailable, with the reason.
     """
     if name == "auto":
-        for candidate, (_, devices) in _BACKENDS.items():
-            if device.type not in devices or unavailable_reason(candidate) is not None:
+        for candidate, (_, usual) in _BACKENDS.items():
+            if device.type not in usual or unavailable_reason(candidate) is not None:
                 continue
-            if device.type in _devices(candidate):  # not the interpreter, which is never the fastest
+            if device.type in devices(candidate):  # not the interpreter, which is never the fastest
                 return _module(candidate)
         raise RuntimeError(f"no backend serves {device.type} tensors; see ldreg_kernels.backends()")
     if name not in _BACKENDS:
@@ -70,6 +70,6 @@ def resolve(name: str, device: torch.device) -> ModuleType:
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is unavailable: {reason}")
-    if device.type not in _devices(name):
-        raise ValueError(f"backend {name!r} serves {' and '.join(_devices(name))} tensors, got x on {device}")
+    if device.type not in devices(name):
+        raise ValueError(f"backend {name!r} serves {' and '.join(devices(name))} tensors, got x on {device}")
     return _module(name)

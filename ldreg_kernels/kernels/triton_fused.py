@@ -75,6 +75,8 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
             last = tl.minimum(last + tl.minimum(last, chunk), p.N)
         met = meet(s.state, met, C)
         _rows(p, s, a, c, o, k, top, bottom, False, False, C)
+        if C.append:
+            met = meet(s.state, met, C)  # nobody reads the lists any more: the next panel may open them
     met = meet(s.state, met, C)
     failed = tl.load(s.state + FAILED, cache_modifier=".cg").to(tl.int32)
     for first_failed in range(0, failed, fallback):

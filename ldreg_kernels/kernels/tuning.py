@@ -98,8 +98,10 @@ class Entry:
 
 
 ANY = 1 << 62
-# First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too.
+# First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too. On
+# Blackwell the wide one spills: its sums come from tensor memory all at once.
 TABLE = (
+    Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True, "rows": 1}),
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
     Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
     Entry(80, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3}),
@@ -133,23 +135,23 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     tiles, append = path == "tiles", bool(table.get("append"))
     numbers = 4096 if tiles or shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
-    rows = min(2 if append else 4 if tiles else 8, numbers // row_d)
+    most = 1 if tiles and shape.wanted > 256 else 2 if append else 4 if tiles or shape.dtype == "float64" else 8
+    rows = min(table.get("rows", most), numbers // row_d)
     select = min(4096, max(64, power_of_two(shape.N)))
-    return Blocks(
-        path,
-        rows=rows,
-        row_d=row_d,
-        together=1 if append else 2,
-        sort=32,
-        select=select,
-        select_rows=max(1, 4096 // select),
-        slab_block=min(max(64, power_of_two(shape.N)), max(64, numbers // 2 // rows)),
-        list_block=min(capacity(shape.wanted, path, append), numbers // rows),
-        direct_b=16 if shape.dtype != "float64" else 8,
-        direct_n=16 if tiles else 32,
-        pack_rows=4,
-        **table,
-    )
+    chosen = {
+        "rows": rows,
+        "row_d": row_d,
+        "together": 1 if append else 2,
+        "sort": 32,
+        "select": select,
+        "select_rows": max(1, 4096 // select),
+        "slab_block": min(max(64, power_of_two(shape.N)), max(64, numbers // 2 // rows)),
+        "list_block": min(capacity(shape.wanted, path, append), numbers // rows),
+        "direct_b": 16 if shape.dtype != "float64" else 8,
+        "direct_n": 16 if tiles else 32,
+        "pack_rows": 4,
+    }
+    return Blocks(path, **{**table, **chosen})
 
 
 def interpreted(shape: Shape, path: str) -> Blocks:

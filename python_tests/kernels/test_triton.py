@@ -117,8 +117,8 @@ def check_lid(x, y, estimator, indices, **where):
 @pytest.mark.parametrize(
     ("B", "N", "D", "k"),
     [
-        *[(15, 31, 15, 7), (16, 32, 16, 32), (17, 33, 17, 8), (31, 65, 33, 16), (1, 97, 1, 5), (3, 5, 2, 3)],
-        *[(20, None, 31, 19), (34, None, 1, 2), (2, None, 40, 1)],
+        *[(15, 31, 15, 7), (16, 32, 16, 32), (17, 33, 17, 8), (16, 65, 33, 16), (1, 97, 1, 5), (3, 5, 2, 3)],
+        *[(20, None, 31, 19), (33, None, 1, 2), (2, None, 40, 1)],
     ],
 )
 def test_one_below_at_and_above_every_block(small: Small, way: str, B: int, N: int | None, D: int, k: int) -> None:
@@ -128,8 +128,8 @@ def test_one_below_at_and_above_every_block(small: Small, way: str, B: int, N: i
 
 
 @needs_triton
+@pytest.mark.parametrize("own", ["offset", "map", "itself"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("own", ["none", "offset", "map", "itself"])
 def test_panels_and_steps(small: Small, way: str, own: str) -> None:
     """Queries in several panels, references packed and searched in several steps."""
     small(way)
@@ -153,8 +153,8 @@ def test_panels_and_steps(small: Small, way: str, own: str) -> None:
 @pytest.mark.parametrize("shared", [True, False], ids=["one packed copy", "two packed copies"])
 def test_several_steps_of_references_packed_once(small: Small, shared: bool) -> None:
     small("lists", **WIDE)
-    x = cases.features(150, 20)
-    check(x, None if shared else cases.features(150, 20, seed=2), k=8)
+    x = cases.features(100, 20)
+    check(x, None if shared else cases.features(100, 20, seed=2), k=8)
     assert small.plan.setup.once
     assert small.plan.setup.shared == shared
     assert small.plan.first_step < small.plan.p.N
@@ -166,8 +166,8 @@ def test_several_steps_of_references_packed_once(small: Small, shared: bool) -> 
 @pytest.mark.parametrize("way", TILES)
 def test_dtypes(small: Small, way: str, dtype: torch.dtype) -> None:
     small(way, **WIDE)
-    x = cases.features(130, 40)
-    check(x[:40].to(dtype), (x + 3).to(dtype), k=12, estimator="hill")
+    x = cases.features(100, 40)
+    check(x[:20].to(dtype), (x + 3).to(dtype), k=12, estimator="hill")
     assert small.failed() == 0
 
 
@@ -242,6 +242,49 @@ def test_ordinary_features_need_no_fallback(small: Small, way: str, features: Ca
     oracle.check_knn(found, x, k=16, name="triton")
 
 
+STEP = 2.0**-10  # of float16 between 1 and 2
+
+
+def rounded_apart() -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearer references are rounded away from the query, the others towards it."""
+    i = torch.arange(64, dtype=torch.float64)
+    near, sign = i % 8 < 3, (-1) ** (i // 8)
+    y = torch.where(near, 1 + (0.52 + 0.002 * i) * STEP, 1 + (0.48 - 0.002 * i) * STEP) * sign
+    return torch.zeros(2, 3), torch.stack([y, y, torch.where(near, 0.0, STEP**0.5)], 1).float()
+
+
+def rounded_query() -> tuple[torch.Tensor, torch.Tensor]:
+    """The query is rounded away from the nearer references and towards the others."""
+    i = torch.arange(128, dtype=torch.float64)
+    near, sign = i % 8 < 3, (-1) ** (i // 64)
+    y = torch.where(near, 1.25, 0.75)
+    y = torch.stack([y, y, torch.where(near, (0.75 * STEP) ** 0.5, 0.0) + 1e-5 * i], 1) * sign[:, None]
+    return torch.tensor([[1 + 0.48 * STEP, 1 + 0.48 * STEP, 0.0]]).float(), y.float()
+
+
+def integers() -> tuple[torch.Tensor, torch.Tensor]:
+    """float16 holds these rows, but float32 cannot tell their products apart."""
+    g = cases.seeded(1)
+    row = torch.randint(-2040, 2041, (64,), generator=g)
+    y = row + torch.randint(-1, 2, (96, 64), generator=g)
+    y[::2] *= -1
+    return torch.stack([row, -row]).float(), y.float()
+
+
+@needs_triton
+@pytest.mark.parametrize("data", [rounded_apart, rounded_query, integers])
+@pytest.mark.parametrize("way", TILES)
+def test_low_precision_misleads_about_every_neighbour(small: Small, way: str, data: Callable) -> None:
+    """What the tiles find nearest is not; the bounds have to let the neighbours through nevertheless."""
+    small(way, **WIDE)
+    x, y = data()
+    k = 24
+    oracle.check_knn(TRITON.knn(x, y, k=k), x, y, k=k, name="triton")
+    assert small.failed() == 0
+    with pytest.raises(AssertionError):
+        oracle.check_knn(TRITON.knn(x, y, k=8, precision="fast"), x, y, k=8, name="triton")
+
+
 def with_rows(value: float, *rows: int) -> torch.Tensor:
     x = cases.normal(100, 20)
     x[list(rows)] = value
@@ -256,6 +299,7 @@ FALLING = {  # features, and of how many rows the candidates do not do
     "a row of Inf": (lambda: with_rows(torch.inf, 40), range(1, 2)),
     "fewer finite rows than k": (lambda: with_rows(torch.nan, *range(6, 100)), range(100, 101)),
     "rows of 1e20": (lambda: with_rows(1e20, 5, 50), range(2, 101)),
+    "distances that overflow": (lambda: with_rows(1e6, 20)[:50], range(1, 51)),
     "norms over eight decades": (lambda: cases.heavy_tails(100, 20), range(101)),
     "a few ulps on an offset": (lambda: cases.noise_on_offset(100, 20), range(50, 101)),
     "one cluster after another": (lambda: cases.tight_clusters(256, 64)[::2], range(65)),
@@ -269,7 +313,12 @@ def test_rows_whose_candidates_do_not_fit(small: Small, way: str, name: str) -> 
     """Such rows get every pair, and the outcome is right either way."""
     small(way, **WIDE)
     features, falling = FALLING[name]
-    check(features(), k=8)
+    x = features()
+    found = TRITON.knn(x, k=8)
+    oracle.check_knn(found, x, k=8, name="triton")
+    assert small.failed() in falling
+    if way == "slab":  # what follows is the same
+        check_lid(x, None, "mom", found.indices, k=8)
     assert small.failed() in falling
 
 
@@ -346,9 +395,10 @@ def test_fused_is_staged_bit_for_bit(small: Small, way: str, call: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_any_number_of_programs(small: Small, way: str) -> None:
     """Who finds a candidate decides where it stands in its list, and must decide nothing else."""
-    small(way)
+    several = {"tile_n": 16, "rows": 8, "select_rows": 8, "words": 1 << 14}  # blocks for everyone
+    small(way, **several)
     expected = bits(some_call("ldreg"))
     for programs in (2, 3, 5):
-        small(way, programs)
+        small(way, programs, **several)
         assert bits(some_call("ldreg")) == expected
         assert small.plan.programs == programs
