@@ -136,7 +136,7 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     numbers = 4096 if tiles or shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
     most = 1 if tiles and shape.wanted > 256 else 2 if append else 4 if tiles or shape.dtype == "float64" else 8
-    rows = min(table.get("rows", most), numbers // row_d)
+    rows = min(table.get("rows", most) if tiles else most, numbers // row_d)
     select = min(4096, max(64, power_of_two(shape.N)))
     chosen = {
         "rows": rows,

@@ -1,0 +1,102 @@
+"""LDREG_AUTOTUNE: nothing is timed unprompted, the fastest is kept for problems alike, a broken file is an error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+
+from ldreg_kernels.kernels import autotune, triton_backend, tuning
+from ldreg_kernels.kernels.contract import Problem
+
+SHAPE = tuning.Shape(4000, 4000, 2048, 64, "float32", 90)
+
+
+@pytest.fixture(autouse=True)
+def tuning_file(tmp_path, monkeypatch):
+    """A file of the test's own, and no memory of another's."""
+    path = tmp_path / "folder" / "tuning.json"
+    monkeypatch.setenv("LDREG_TUNING_FILE", str(path))
+    monkeypatch.delenv("LDREG_AUTOTUNE", raising=False)
+    autotune._read.cache_clear()
+    yield path
+    autotune._read.cache_clear()
+
+
+def wide_is_fast(blocks: tuning.Blocks) -> float:
+    return 1.0 / blocks.tile_n + 0.001 * blocks.stages
+
+
+def test_the_fastest_candidate_is_kept_and_found_for_problems_alike(tuning_file):
+    assert autotune.found(SHAPE) is None
+    best = autotune.search(SHAPE, wide_is_fast)
+    assert (best.tile_n, best.stages) == (256, 2)
+    assert best in set(autotune.candidates(SHAPE))
+    assert autotune.found(SHAPE) == autotune.found(replace(SHAPE, B=3000, N=4096)) == best
+    for other in (
+        replace(SHAPE, D=512),
+        replace(SHAPE, dtype="bfloat16"),
+        replace(SHAPE, capability=80),
+        replace(SHAPE, B=5000),
+    ):
+        assert autotune.found(other) is None
+    assert list(json.loads(tuning_file.read_text())) == [autotune.key(SHAPE)]
+
+
+def test_a_second_search_keeps_what_the_first_found():
+    autotune.search(SHAPE, wide_is_fast)
+    autotune.search(replace(SHAPE, D=512), lambda blocks: float(blocks.stages))
+    assert autotune.found(SHAPE).tile_n == 256
+    assert autotune.found(replace(SHAPE, D=512)).stages == 2
+
+
+def test_blocks_without_room_are_passed_over():
+    narrow = autotune.search(SHAPE, lambda blocks: float("inf") if blocks.tile_n > 128 else float(blocks.stages))
+    assert narrow.tile_n == 128
+    with pytest.raises(RuntimeError, match="LDREG_AUTOTUNE: none of"):
+        autotune.search(SHAPE, lambda blocks: float("inf"))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, replace(SHAPE, N=100000), replace(SHAPE, B=64, N=64, D=64, wanted=32)])
+def test_the_shipped_choice_is_the_first_candidate(shape):
+    found = list(autotune.candidates(shape))
+    assert found[0] == tuning.choose(shape)
+    assert len(set(found)) > 3
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"sm_90 float32 1 1 1 1": {"no such field": 3}}'])
+def test_a_broken_file_is_named(tuning_file, content):
+    tuning_file.parent.mkdir()
+    tuning_file.write_text(content)
+    with pytest.raises(ValueError, match=r"LDREG_TUNING_FILE .*tuning\.json is not a tuning file"):
+        autotune.found(SHAPE)
+
+
+def test_only_0_and_1_are_understood(monkeypatch):
+    assert not autotune.asked_for()
+    monkeypatch.setenv("LDREG_AUTOTUNE", "1")
+    assert autotune.asked_for()
+    monkeypatch.setenv("LDREG_AUTOTUNE", "yes")
+    with pytest.raises(ValueError, match="LDREG_AUTOTUNE must be 0 or 1, got 'yes'"):
+        autotune.asked_for()
+
+
+@pytest.mark.skipif(not triton_backend.interpreting(), reason="on a GPU the search would really run")
+def test_nothing_is_timed_in_the_interpreter_but_what_was_found_is_used(monkeypatch, tuning_file):
+    monkeypatch.setenv("LDREG_AUTOTUNE", "1")
+    x = cases.normal(40, 8)
+    problem = Problem(x, x, 5, 0)
+    plain = triton_backend.knn(problem)
+    assert not tuning_file.exists()
+    shape = tuning.Shape(40, 40, 8, 5, "float32", 0)
+    used = []
+    setup_for = tuning.setup_for
+    monkeypatch.setattr(tuning, "setup_for", lambda *a, **modes: used.append(a[1]) or setup_for(*a, **modes))
+    kept = replace(tuning.choose(shape), direct_b=8)
+    autotune._keep(shape, kept)
+    found = triton_backend.knn(problem)
+    assert used == [kept]
+    assert torch.equal(found.distances, plain.distances)
