@@ -54,11 +54,11 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
     ldreg_centre(p, a, C)
     met = meet(s.state, 0, C)
     if C.once:
-        ldreg_pack(p, s, a, 0, p.N, 0, False, C)
+        ldreg_pack(p, s, a, c, 0, p.N, 0, False, C)
     for top in range(0, p.B, panel):
         bottom = tl.minimum(top + panel, p.B)
         if not C.shared:
-            ldreg_pack(p, s, a, top, bottom, top, True, C)
+            ldreg_pack(p, s, a, c, top, bottom, top, True, C)
         if C.append:
             ldreg_open(c, bottom - top, C)
         first = 0 * p.N
@@ -66,7 +66,7 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
         while first < p.N:
             base = first * (0 if C.once else 1)
             if not C.once:
-                ldreg_pack(p, s, a, first, last, base, False, C)
+                ldreg_pack(p, s, a, c, first, last, base, False, C)
             met = meet(s.state, met, C)
             ldreg_tiles(p, s, a, c, top, bottom, first, last, base, C)
             met = meet(s.state, met, C)

@@ -23,7 +23,7 @@ from .triton_language import (
     to_bits,
     unit_of,
 )
-from .triton_operands import batch_unit
+from .triton_operands import batch_unit, reference_at
 
 
 @triton.jit
@@ -89,7 +89,8 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     if POWER > 0:
         guess, _ = kth_smallest(c.key, at, n, k, k, BLOCK, COVER, NEVER)
     for first in range(0, tl.max(n), BLOCK):
-        key, j = load_keys(c.key, at, n, first, BLOCK, NEVER), load_keys(c.index, at, n, first, BLOCK, 0)
+        key, position = load_keys(c.key, at, n, first, BLOCK, NEVER), load_keys(c.position, at, n, first, BLOCK, 0)
+        j = reference_at(p, c, position)
         listed = (first + lanes(BLOCK))[None, :] < n[:, None]
         place = scratch[:, None] + (first + lanes(BLOCK))[None, :]
         tl.store(s.tag + place, 2 * j + (key <= guess[:, None]).to(tl.int32), mask=listed)
@@ -117,10 +118,11 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
             d2 = tl.sum(difference * difference, 2)
             if POWER > 0:
                 d = tl.sqrt_rn(d2)
-                weight = tl.where(((tag & 1) > 0) & (d > 0), tl.div_rn(1.0, tl.where(d > 0, d, 1.0)), 0.0)
+                summed = ((tag & 1) > 0) & (d > 0) & (d < float("inf"))
+                weight = tl.where(summed, tl.div_rn(1.0, tl.where(d > 0, d, 1.0)), 0.0)
                 if POWER == 2:
                     difference = difference * weight[:, :, None]
-                total += tl.sum(difference * weight[:, :, None], 1)
+                total += tl.sum(tl.where(summed[:, :, None], difference * weight[:, :, None], 0.0), 1)
         else:
             d2 = tl.zeros([ROWS, TOGETHER], tl.float32)
             for f in range(0, p.D, BLOCK_D):
@@ -131,19 +133,19 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
                 difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
                 difference = tl.where(inside, difference, 0.0)
                 d2 += tl.sum(difference * difference, 2)
-        tl.store(s.bits + place, to_bits(d2), mask=listed)
+        tl.store(s.bits + place, to_bits(tl.where(d2 < float("inf"), d2, float("inf"))), mask=listed)
         tl.store(s.tag + place, tag, mask=listed)
     tl.debug_barrier()
     return n, total
 
 
 @triton.jit
-def give_up(s, query, live, scratch, n, C: tl.constexpr):
-    """n; 0 for rows with a distance beyond float32's range in the batch's unit: every pair comes next, in a larger one.
+def give_up(p, s, query, live, scratch, n):
+    """n; 0 for rows with a neighbour beyond float32's range in the batch's unit: every pair is next, in a larger one.
 
-    To be asked once the candidates are sorted: NaN and +inf come last.
+    To be asked once the candidates are sorted, +inf last.
     """
-    last = from_bits(tl.load(s.sorted_bits + scratch + n - 1, mask=live & (n > 0), other=0))
+    last = from_bits(tl.load(s.sorted_bits + scratch + p.wanted - 1, mask=live & (n > 0), other=0))
     lost = live & ((last < float("inf")) == 0)
     place = tl.atomic_add(s.state + FAILED + tl.zeros(query.shape, tl.int32), 1, mask=lost)
     tl.store(s.failed + place, query, mask=lost)
@@ -166,7 +168,7 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
             n, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:
-            n = give_up(s, query, live, scratch, n, C)
+            n = give_up(p, s, query, live, scratch, n)
         k = p.wanted - DROP
         for f in range(0, k, SORT):
             position = f + lanes(SORT)

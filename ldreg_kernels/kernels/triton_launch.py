@@ -153,15 +153,18 @@ def _operands(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, 
 
 
 def _lists(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, size: tuning.Sizes) -> Lists:
+    stride = tuning.spreading_stride(shape.N) if C.append else 1
     return Lists(
         key=new(size.panel, C.cap, dtype=torch.int32),
-        index=new(size.panel, C.cap, dtype=torch.int32),
+        position=new(size.panel, C.cap, dtype=torch.int32),
         count=new(size.panel, dtype=torch.int32),
         reach=new(size.panel),
         limit=new(size.panel),
         # Tensor cores truncate each of the D / 8 to D / 16 partial sums of a product: by 1.25 D 2^-23 of |x| |y| at
         # most, all together. The rest is for the norms and the arithmetic on keys.
         gamma=(1.5 * shape.D + 64) * 2.0**-23,
+        stride=stride,
+        back=pow(stride, -1, shape.N),
     )
 
 
@@ -254,18 +257,18 @@ def _staged_tiles(q: Plan, launch: Callable[..., None], rows: Callable[[int, int
     p, s, a, c, C = q.p, q.s, q.a, q.c, q.setup
     launch(ldreg_centre, p, a)
     if C.once:
-        launch(ldreg_pack, p, s, a, 0, p.N, 0, False)
+        launch(ldreg_pack, p, s, a, c, 0, p.N, 0, False)
     for top in range(0, p.B, q.panel):
         bottom = min(top + q.panel, p.B)
         if not C.shared:
-            launch(ldreg_pack, p, s, a, top, bottom, top, True)
+            launch(ldreg_pack, p, s, a, c, top, bottom, top, True)
         if C.append:
             launch(ldreg_open, c, bottom - top)
         first, last = 0, min(q.first_step, p.N)
         while first < p.N:
             base = 0 if C.once else first
             if not C.once:
-                launch(ldreg_pack, p, s, a, first, last, base, False)
+                launch(ldreg_pack, p, s, a, c, first, last, base, False)
             launch(ldreg_tiles, p, s, a, c, top, bottom, first, last, base)
             launch(ldreg_threshold, p, s, a, c, top, bottom, last)
             first, last = last, min(last + min(last, q.chunk), p.N)

@@ -255,7 +255,7 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
             n, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:
-            n = give_up(s, query, live, scratch, n, C)
+            n = give_up(p, s, query, live, scratch, n)
             live = live & (n > 0)
         at = scratch + C.drop
         for t in tl.static_range(len(TRACK) // 2):

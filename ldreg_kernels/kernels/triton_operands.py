@@ -35,8 +35,8 @@ class Operands(NamedTuple):
     x_norm: Any  # [B] float32 squared norm of the packed row, NOT_FINITE if the row has NaN or Inf
     x_residual: Any  # [B] float32
     y: Any  # [chunk, columns] float16
-    y_norm: Any  # [N]
-    y_residual: Any  # [N]
+    y_norm: Any  # [N], by position
+    y_residual: Any  # [N], by position
     columns: Any
 
 
@@ -115,10 +115,22 @@ def batch_unit(p, a, C: tl.constexpr):
 
 
 @triton.jit
-def ldreg_pack(p, s, a, first, last, base, QUERIES: tl.constexpr, C: tl.constexpr):
-    """Rows first..last of x (QUERIES) or y into the packed matrix, row `base` at its top; norms and residuals.
+def reference_at(p, c, position):
+    """The row of y that is met at `position`: references in steps of c.stride, which spreads any order they are in."""
+    return ((position.to(tl.int64) * c.stride) % p.N).to(tl.int32)
 
-    Also state[LARGEST], for the rows that will need every pair.
+
+@triton.jit
+def position_of(p, c, j):
+    """Inverse of `reference_at`; -1 for -1."""
+    return tl.where(j >= 0, (j.to(tl.int64) * c.back) % p.N, -1).to(tl.int32)
+
+
+@triton.jit
+def ldreg_pack(p, s, a, c, first, last, base, QUERIES: tl.constexpr, C: tl.constexpr):
+    """Rows first..last of x (QUERIES), or the references met there, into the packed matrix from row first - base on.
+
+    With their norms and residuals, in that order. Also state[LARGEST], for the rows that will need every pair.
     """
     ROWS: tl.constexpr = C.pack_rows
     BLOCK_D: tl.constexpr = C.pack_d
@@ -131,15 +143,16 @@ def ldreg_pack(p, s, a, first, last, base, QUERIES: tl.constexpr, C: tl.constexp
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         rows = first + block * ROWS + lanes(ROWS)
         live = rows < last
-        from_row = source + rows.to(tl.int64)[:, None] * stride
+        row = rows if QUERIES else reference_at(p, c, rows)
+        from_row = source + row.to(tl.int64)[:, None] * stride
         to_row = packed + (rows - base).to(tl.int64)[:, None] * a.columns
         rounded = tl.zeros([ROWS, BLOCK_D], tl.float32)
         residual = tl.zeros([ROWS, BLOCK_D], tl.float32)
         square = tl.zeros([ROWS, BLOCK_D], tl.float32)
         most = tl.zeros([ROWS, BLOCK_D], tl.float32)
         broken = tl.zeros([ROWS, BLOCK_D], tl.int32)
-        for c in range(0, a.columns, BLOCK_D):
-            columns = c + lanes(BLOCK_D)
+        for f in range(0, a.columns, BLOCK_D):
+            columns = f + lanes(BLOCK_D)
             inside = live[:, None] & (columns < p.D)[None, :]
             v = tl.load(from_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
             finite = tl.abs(v) < float("inf")

@@ -11,6 +11,8 @@ A row has one threshold, shared by all programs, and there are two ways to it. E
 that stays in L2, and `ldreg_threshold` sets T and lists what passes. Or (C.append) references come in steps: the tile
 appends what passes T to the row's list, and `ldreg_threshold` lowers T and thins the list out between steps. Within a
 step T is fixed, so the set of candidates is the same on every run; only their order is not, and triton_knn.py sorts.
+References are met in an order that spreads (triton_operands.reference_at): sorted by class, those of a query's own
+class would come all in one step, too many for its list.
 precision="fast": no error bounds, and 16 candidates more than k.
 """
 
@@ -31,7 +33,7 @@ from .triton_language import (
     own_rows,
     sortable,
 )
-from .triton_operands import LOST, NOT_FINITE
+from .triton_operands import LOST, NOT_FINITE, position_of
 
 NEVER = tl.constexpr(0x7FFFFFFF)
 ADMIT_ALL = tl.constexpr(1e36)  # limit of a row without a threshold: admits every reference that is finite
@@ -44,11 +46,13 @@ class Lists(NamedTuple):
     """Candidates of the queries of one panel, and what a reference has to pass. Written by the two stages here."""
 
     key: Any  # [panel, cap] int32, sortable
-    index: Any  # [panel, cap] int32
+    position: Any  # [panel, cap] int32, see `reference_at`
     count: Any  # [panel] int32; more than cap: the row has failed
     reach: Any  # [panel] 2 (T + r_x)
     limit: Any  # [panel] (T + r_x)^2 - |x^|^2 (1 - gamma)
     gamma: Any  # relative rounding bound of a key; unused by precision="fast"
+    stride: Any  # of the order of references
+    back: Any  # stride * back = 1 modulo N
 
 
 @triton.jit
@@ -102,7 +106,7 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
-        own = own_rows(p, panel + slot, live, C)
+        own = position_of(p, c, own_rows(p, panel + slot, live, C))
         if not C.append:
             norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
             key = norm[None, :] - 2 * dot
@@ -153,7 +157,7 @@ def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
     passes = passes & (place < CAP)
     at = slot[:, None] * CAP + place
     tl.store(c.key + at, sortable(key), mask=passes)
-    tl.store(c.index + at, j[None, :] + tl.zeros(dot.shape, tl.int32), mask=passes)
+    tl.store(c.position + at, j[None, :] + tl.zeros(dot.shape, tl.int32), mask=passes)
 
 
 @triton.jit
@@ -222,7 +226,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
             passes = passes & (place < CAP)
             tl.debug_barrier()  # everyone has read this block: it may be overwritten
             tl.store(c.key + list_at[:, None] + place, keys, mask=passes)
-            tl.store(c.index + list_at[:, None] + place, j, mask=passes)
+            tl.store(c.position + list_at[:, None] + place, j, mask=passes)
         failed = live & ((good == 0) | (kept > CAP))
         if last == p.N:
             failed = failed | (live & (kept < p.wanted))
@@ -235,10 +239,10 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
 
 @triton.jit
 def _listed(c, source, at, m, first, BLOCK: tl.constexpr, C: tl.constexpr):
-    """Keys and reference indices of the entries first .. first + BLOCK."""
+    """Keys and positions of the entries first .. first + BLOCK."""
     keys = load_keys(source, at, m, first, BLOCK, NEVER)
     position = first + lanes(BLOCK)
     if C.append:
-        return keys, load_keys(c.index, at, m, first, BLOCK, 0)
+        return keys, load_keys(c.position, at, m, first, BLOCK, 0)
     else:
         return keys, position[None, :] + tl.zeros([at.shape[0], 1], tl.int32)

@@ -6,6 +6,7 @@ The shipped table is calculated (benchmarks/NOTES.md), not measured on a GPU.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -101,6 +102,9 @@ ANY = 1 << 62
 # First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too. On
 # Blackwell the wide one spills: its sums come from tensor memory all at once.
 TABLE = (
+    # Consumer Blackwell has the shared memory of its Ampere.
+    Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3}),
+    Entry(120, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
     Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True, "rows": 1}),
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
     Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
@@ -214,6 +218,14 @@ class Sizes:
     columns: int  # of the packed matrices: D, up to a multiple of the tile's
 
 
+def spreading_stride(N: int) -> int:
+    """A step through N rows that meets each once, far from where it has been: N over the golden ratio, coprime."""
+    stride = max(1, int(N * 0.6180339887498949))
+    while math.gcd(stride, N) > 1:
+        stride += 1
+    return stride
+
+
 def _columns(D: int, tile_d: int) -> int:
     return -(-D // tile_d) * tile_d
 
@@ -252,7 +264,7 @@ def setup_for(shape: Shape, blocks: Blocks, **modes: Any) -> Setup:
     return Setup(
         **{f.name: getattr(blocks, f.name) for f in fields(Blocks)},
         cap=capacity(shape.wanted, blocks.path, blocks.append),
-        shared=once and bool(modes.get("same")),
+        shared=once and not blocks.append and bool(modes.get("same")),
         once=once,
         wide=shape.dtype == "float64",
         one_chunk=blocks.row_d >= shape.D,

@@ -150,14 +150,42 @@ def test_panels_and_steps(small: Small, way: str, own: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("shared", [True, False], ids=["one packed copy", "two packed copies"])
-def test_several_steps_of_references_packed_once(small: Small, shared: bool) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["own batch", "two sets"])
+def test_several_steps_of_references_packed_once(small: Small, own: bool) -> None:
     small("lists", **WIDE)
     x = cases.features(100, 20)
-    check(x, None if shared else cases.features(100, 20, seed=2), k=8)
+    check(x, None if own else cases.features(100, 20, seed=2), k=8)
     assert small.plan.setup.once
-    assert small.plan.setup.shared == shared
+    assert not small.plan.setup.shared  # references are packed in an order of their own
     assert small.plan.first_step < small.plan.p.N
+    assert small.failed() == 0
+
+
+@needs_triton
+def test_one_packed_copy_of_a_batch_searched_in_itself(small: Small) -> None:
+    small("slab", **WIDE)
+    check(cases.features(100, 20), k=8)
+    assert small.plan.setup.shared
+
+
+@needs_triton
+def test_references_in_order_of_class_fit_the_lists(small: Small) -> None:
+    """Met in that order, a query's own class would come in one step, under a threshold set by the others."""
+    small("lists", **WIDE | {"words": 1 << 20})
+    g = cases.seeded(3)
+    y = (6 * torch.randn(6, 16, generator=g)).repeat_interleave(300, 0) + torch.randn(1800, 16, generator=g)
+    check(y[::60], y, k=8)
+    assert small.plan.first_step < 300
+    assert small.failed() == 0
+
+
+@needs_triton
+@pytest.mark.parametrize("way", TILES)
+def test_one_exploding_reference_costs_no_row_its_list(small: Small, way: str) -> None:
+    """Every query has to consider it, and its distance is infinite in the batch's unit; it is nobody's neighbour."""
+    small(way, **WIDE | {"words": 1 << 20})
+    x = cases.outlier(600, 32, 3e4)
+    check(x[:50], x, k=8, self_index=0)
     assert small.failed() == 0
 
 
