@@ -21,7 +21,8 @@ demo: build
 	$(BIN)/ldreg demo
 
 test: build
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,12 +12,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .tuning import Blocks, Shape, choose, choose_path, power_of_two
+from .tuning import Blocks, Shape, choose, choose_path, power_of_two, sizes
+
+_FIELDS = {field.name for field in fields(Blocks)}
 
 
 def asked_for() -> bool:
@@ -45,11 +47,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        for blocks in entries.values():
-            Blocks(**blocks)
+        known = {name: blocks for name, blocks in entries.items() if set(blocks) == _FIELDS}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"LDREG_TUNING_FILE {path} is not a tuning file ({error}); delete it") from error
-    return entries
+    return known  # without what another version of Blocks left there
 
 
 def found(shape: Shape) -> Blocks | None:
@@ -74,7 +75,11 @@ def candidates(shape: Shape) -> Iterator[Blocks]:
     for rows in {max(1, shipped.rows // 2), shipped.rows * 2}:
         yield replace(shipped, rows=rows, list_block=max(16, shipped.list_block * shipped.rows // rows))
     yield replace(shipped, together=shipped.together * 2)
-    yield replace(shipped, append=not shipped.append)
+    other = replace(shipped, append=not shipped.append)
+    cut = sizes(shape, other)
+    # A choice is kept for problems up to twice as large each way: the slab's bound has to hold there, too.
+    if cut.panel >= min(shape.B, other.tile_b) and 4 * cut.chunk * cut.columns // 2 <= other.words:
+        yield other
 
 
 def search(shape: Shape, seconds: Callable[[Blocks], float]) -> Blocks:

@@ -25,6 +25,7 @@ except ImportError as error:
 else:
     _missing = ""
 
+LARGEST_K = 8192  # sorting takes k^2 comparisons a row, and every program keeps 16 bytes for each of a row's k
 OLDEST = 80  # compute capability: asynchronous copies and bfloat16 begin with Ampere
 
 
@@ -49,10 +50,8 @@ def unavailable_reason() -> str | None:
 def _no_device() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device; TRITON_INTERPRET=1 runs it on the CPU in Triton's interpreter, for tests"
-    oldest = min(_capability(device) for device in range(torch.cuda.device_count()))
-    if oldest < OLDEST:
-        return f"compute capability {oldest / 10} is below {OLDEST / 10}"
-    return None
+    newest = max(_capability(device) for device in range(torch.cuda.device_count()))
+    return None if newest >= OLDEST else f"compute capability {newest / 10} is below {OLDEST / 10}"
 
 
 @cache
@@ -69,6 +68,10 @@ def _programs(device: int) -> int:
 def _run(problem: Problem, k: int, wanted: int, out: dict[str, Tensor], modes: dict[str, object]) -> None:
     assert _launch is not None
     x = problem.x
+    if wanted > LARGEST_K:
+        raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {wanted}")
+    if not interpreting() and _capability(x.device.index) < OLDEST:
+        raise RuntimeError(f"backend 'triton' needs compute capability {OLDEST / 10} or newer, {x.device} has less")
     wanted += int(problem.drop_smallest)
     nothing = x  # a pointer that is not used
     output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})

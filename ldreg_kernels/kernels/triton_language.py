@@ -2,8 +2,9 @@
 
 A stage is a @triton.jit function over all programs of the grid. It can be launched by itself, or be called by the fused
 kernels (triton_fused.py), which run one stage after another in one launch with `meet` between them. Stages pass data
-through memory only, so both ways give the same bits. Their last argument C is a Setup (tuning.py): all that a kernel is
-compiled for.
+through memory only, so both ways are to give the same bits (test_triton.py, test_triton_gpu.py). Their arguments are
+p, the Problem; s, the Space; a and c, Operands and Lists of the tiles; o, the Output; and C, a Setup (tuning.py): all
+that a kernel is compiled for.
 
 Squared distances are compared as integers: the bits of a non-negative float are ordered like the float. This keeps ties
 exact, gives NaN and "never" a place behind +inf, and lets one bisection serve float32 and float64. No data of more than
@@ -190,13 +191,13 @@ def kth_smallest(ptr, at, m, k, enough, BLOCK: tl.constexpr, COVER: tl.constexpr
     longest = tl.max(m)
     block = load_keys(ptr, at, m, 0, BLOCK, NEVER)
     lo = tl.min(block, 1)
-    hi = tl.max(tl.where(block < NEVER, block, lo[:, None]), 1)
+    hi = tl.max(tl.where(block < NEVER, block, -NEVER), 1)
     n = tl.sum((block < NEVER).to(tl.int32), 1)
     if not COVER:
         for c in range(BLOCK, longest, BLOCK):
             more = load_keys(ptr, at, m, c, BLOCK, NEVER)
             lo = tl.minimum(lo, tl.min(more, 1))
-            hi = tl.maximum(hi, tl.max(tl.where(more < NEVER, more, lo[:, None]), 1))
+            hi = tl.maximum(hi, tl.max(tl.where(more < NEVER, more, -NEVER), 1))
             n += tl.sum((more < NEVER).to(tl.int32), 1)
     hi = tl.where(n > 0, hi, lo)
     lo = lo - 1

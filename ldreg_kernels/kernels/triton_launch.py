@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from . import contract, tuning
 from .triton_direct import ldreg_direct
@@ -208,7 +209,7 @@ def seconds(plan: Plan) -> float:
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) / 1000)
-    except OutOfResources:
+    except (OutOfResources, PTXASError, CompilationError, torch.OutOfMemoryError):
         return float("inf")
     return statistics.median(times)
 

@@ -122,8 +122,8 @@ def reference_at(p, c, position):
 
 @triton.jit
 def position_of(p, c, j):
-    """Inverse of `reference_at`; -1 for -1."""
-    return tl.where(j >= 0, (j.to(tl.int64) * c.back) % p.N, -1).to(tl.int32)
+    """Inverse of `reference_at`; -1 for what is no row of y."""
+    return tl.where((j >= 0) & (j < p.N), (j.to(tl.int64) * c.back) % p.N, -1).to(tl.int32)
 
 
 @triton.jit

@@ -196,7 +196,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
             slack, width = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
             for f in range(0, tl.max(m), BLOCK):
                 keys, j = _listed(c, source, at, m, f, BLOCK, C)
-                counted = keys <= t[:, None]
+                counted = (keys <= t[:, None]) & (keys < NEVER)
                 y_residual = tl.load(a.y_residual + j, mask=counted, other=0.0)
                 y_norm = tl.load(a.y_norm + j, mask=counted, other=0.0)
                 slack = tl.maximum(slack, tl.max(slack_of(y_norm, y_residual, c.gamma), 1))

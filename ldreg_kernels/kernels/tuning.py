@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block shapes: a choice of these changes speed only."""
+    """Block shapes: a choice of these changes speed, and the last bits of sums."""
 
     path: str  # "tiles" or "direct", see triton_fused.py
     num_warps: int = 8
@@ -136,7 +136,8 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
 
     All stages of a kernel share the registers of the greediest (benchmarks/NOTES.md, benchmarks/results/).
     """
-    tiles, append = path == "tiles", bool(table.get("append"))
+    tiles = path == "tiles"
+    append = tiles and bool(table.get("append"))
     numbers = 4096 if tiles or shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
     most = 1 if tiles and shape.wanted > 256 else 2 if append else 4 if tiles or shape.dtype == "float64" else 8
@@ -154,6 +155,7 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
         "direct_b": 16 if shape.dtype != "float64" else 8,
         "direct_n": 16 if tiles else 32,
         "pack_rows": 4,
+        "append": append,
     }
     return Blocks(path, **{**table, **chosen})
 
@@ -254,7 +256,7 @@ def sizes(shape: Shape, blocks: Blocks) -> Sizes:
     most = blocks.words // 2 // columns  # rows in a quarter
     chunk = min(N, max(most // blocks.tile_n * blocks.tile_n, blocks.tile_n))
     panel = min(B, max(min(most, blocks.words // 3 // (2 * cap)) // blocks.tile_b * blocks.tile_b, blocks.tile_b))
-    return Sizes(panel, min(cap, chunk), chunk, max(N, min(B * N, blocks.words // 16)), columns)
+    return Sizes(panel, min(cap, chunk), chunk, max(N, min(B * N, blocks.words // 6)), columns)
 
 
 def setup_for(shape: Shape, blocks: Blocks, **modes: Any) -> Setup:

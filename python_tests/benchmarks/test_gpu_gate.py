@@ -21,6 +21,7 @@ GATE = ROOT / "benchmarks" / "gpu_gate.sh"
 NAMES = {"summary.md", "build.log", "tests.log", "sanitize.log", "bench.log", "measurements.csv", "report.html"}
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(not GATE.exists(), reason=f"no source tree: {GATE} does not exist"),
     pytest.mark.skipif(sys.platform != "linux", reason="the gate needs GNU timeout"),
 ]
@@ -230,7 +231,7 @@ def test_out_of_time_is_reported_and_no_failure(pretended) -> None:
 def test_a_failure_seen_before_the_time_ran_out_is_one(pretended) -> None:
     # pytest answers an interrupt with what it has found so far
     found = "trap 'echo 1 failed, 2 passed in 0.10s; exit 2' INT; sleep 60 & wait"
-    result = pretended("--tests", "--minutes", "0.1", TESTS=found)
+    result = pretended("--tests", "--minutes", "0.2", TESTS=found)
     assert result.code == 1
     assert "| tests | FAILED |" in result.summary
 

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 COMPILED = ("ldreg_kernels._cpu", "ldreg_kernels._cuda", "triton")
 EXTRAS = (
     "transformers",

@@ -67,12 +67,22 @@ def test_the_shipped_choice_is_the_first_candidate(shape):
     assert len(set(found)) > 3
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"sm_90 float32 1 1 1 1": {"no such field": 3}}'])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"sm_90 float32 1 1 1 1": 3}'])
 def test_a_broken_file_is_named(tuning_file, content):
     tuning_file.parent.mkdir()
     tuning_file.write_text(content)
     with pytest.raises(ValueError, match=r"LDREG_TUNING_FILE .*tuning\.json is not a tuning file"):
         autotune.found(SHAPE)
+
+
+def test_what_another_version_left_is_not_used(tuning_file):
+    best = autotune.search(SHAPE, wide_is_fast)
+    entries = json.loads(tuning_file.read_text())
+    del entries[autotune.key(SHAPE)]["stages"]
+    tuning_file.write_text(json.dumps(entries))
+    autotune._read.cache_clear()
+    assert autotune.found(SHAPE) is None
+    assert autotune.search(SHAPE, wide_is_fast) == best
 
 
 def test_only_0_and_1_are_understood(monkeypatch):

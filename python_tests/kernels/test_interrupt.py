@@ -14,6 +14,8 @@ import tolerances
 
 import ldreg_kernels as ldk
 
+pytestmark = pytest.mark.alone
+
 # Minutes of work for two cores if left alone. The other thread counts, which needs the interpreter lock.
 CHILD = """
 import sys, threading, time

@@ -73,6 +73,7 @@ def test_gradient_beside_a_tiny_distance(backend) -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=tolerance, atol=0)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["identical", "half zero"])
 def test_collapsed_batch_is_not_slow(kind: str) -> None:
     """A dead encoder must not stall training: within ten times the time of an ordinary batch."""

@@ -12,7 +12,10 @@ import torch
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels import native
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason="the CPU extension is not built")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(native.unavailable_reason() is not None, reason="the CPU extension is not built"),
+]
 
 
 @pytest.fixture

@@ -195,9 +195,16 @@ def test_without_a_device() -> None:
 def test_on_a_device_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
     monkeypatch.setattr(triton_backend, "_no_device", triton_backend._no_device.__wrapped__)
-    monkeypatch.setattr(triton_backend, "_capability", {0: 90, 1: 75}.__getitem__)
+    monkeypatch.setattr(triton_backend, "_capability", {0: 75, 1: 90}.__getitem__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert triton_backend.unavailable_reason() == "compute capability 7.5 is below 8.0"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert triton_backend.unavailable_reason() == "compute capability 7.5 is below 8.0"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # one of them will do
     assert triton_backend.unavailable_reason() is None
+
+
+@needs_triton
+def test_more_neighbours_than_it_is_made_for_are_refused() -> None:
+    x = torch.zeros(triton_backend.LARGEST_K + 2, 1)
+    with pytest.raises(ValueError, match=r"^k must be at most 8192 on backend 'triton' \(track included\), got 8193$"):
+        triton_backend.knn(Problem(x, x, triton_backend.LARGEST_K + 1, 0))
