@@ -60,7 +60,7 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
         if not C.shared:
             ldreg_pack(p, s, a, c, top, bottom, top, True, C)
         if C.append:
-            ldreg_open(c, bottom - top, C)
+            ldreg_open(p, c, top, bottom, C)
         first = 0 * p.N
         last = tl.minimum(first_step, p.N)
         while first < p.N:

@@ -90,7 +90,7 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
         guess, _ = kth_smallest(c.key, at, n, k, k, BLOCK, COVER, NEVER)
     for first in range(0, tl.max(n), BLOCK):
         key, position = load_keys(c.key, at, n, first, BLOCK, NEVER), load_keys(c.position, at, n, first, BLOCK, 0)
-        j = reference_at(p, c, position)
+        j = reference_at(p, c, position, C)
         listed = (first + lanes(BLOCK))[None, :] < n[:, None]
         place = scratch[:, None] + (first + lanes(BLOCK))[None, :]
         tl.store(s.tag + place, 2 * j + (key <= guess[:, None]).to(tl.int32), mask=listed)

@@ -164,6 +164,7 @@ def _lists(new: Callable[..., Tensor], C: tuning.Setup, shape: tuning.Shape, siz
         # Tensor cores truncate each of the D / 8 to D / 16 partial sums of a product: by 1.25 D 2^-23 of |x| |y| at
         # most, all together. The rest is for the norms and the arithmetic on keys.
         gamma=(1.5 * shape.D + 64) * 2.0**-23,
+        own=new(size.panel, dtype=torch.int32),
         stride=stride,
         back=pow(stride, -1, shape.N),
     )
@@ -264,7 +265,7 @@ def _staged_tiles(q: Plan, launch: Callable[..., None], rows: Callable[[int, int
         if not C.shared:
             launch(ldreg_pack, p, s, a, c, top, bottom, top, True)
         if C.append:
-            launch(ldreg_open, c, bottom - top)
+            launch(ldreg_open, p, c, top, bottom)
         first, last = 0, min(q.first_step, p.N)
         while first < p.N:
             base = 0 if C.once else first

@@ -115,15 +115,12 @@ def batch_unit(p, a, C: tl.constexpr):
 
 
 @triton.jit
-def reference_at(p, c, position):
-    """The row of y that is met at `position`: references in steps of c.stride, which spreads any order they are in."""
-    return ((position.to(tl.int64) * c.stride) % p.N).to(tl.int32)
-
-
-@triton.jit
-def position_of(p, c, j):
-    """Inverse of `reference_at`; -1 for what is no row of y."""
-    return tl.where((j >= 0) & (j < p.N), (j.to(tl.int64) * c.back) % p.N, -1).to(tl.int32)
+def reference_at(p, c, position, C: tl.constexpr):
+    """The row of y met at `position`: for lists in steps of c.stride, which spreads any order references are in."""
+    if C.append:
+        return ((position.to(tl.int64) * c.stride) % p.N).to(tl.int32)
+    else:
+        return position
 
 
 @triton.jit
@@ -143,7 +140,7 @@ def ldreg_pack(p, s, a, c, first, last, base, QUERIES: tl.constexpr, C: tl.const
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         rows = first + block * ROWS + lanes(ROWS)
         live = rows < last
-        row = rows if QUERIES else reference_at(p, c, rows)
+        row = rows if QUERIES else reference_at(p, c, rows, C)
         from_row = source + row.to(tl.int64)[:, None] * stride
         to_row = packed + (rows - base).to(tl.int64)[:, None] * a.columns
         rounded = tl.zeros([ROWS, BLOCK_D], tl.float32)

@@ -33,7 +33,7 @@ from .triton_language import (
     own_rows,
     sortable,
 )
-from .triton_operands import LOST, NOT_FINITE, position_of
+from .triton_operands import LOST, NOT_FINITE
 
 NEVER = tl.constexpr(0x7FFFFFFF)
 ADMIT_ALL = tl.constexpr(1e36)  # limit of a row without a threshold: admits every reference that is finite
@@ -51,6 +51,7 @@ class Lists(NamedTuple):
     reach: Any  # [panel] 2 (T + r_x)
     limit: Any  # [panel] (T + r_x)^2 - |x^|^2 (1 - gamma)
     gamma: Any  # relative rounding bound of a key; unused by precision="fast"
+    own: Any  # [panel] int32 position of the query itself, or -1
     stride: Any  # of the order of references
     back: Any  # stride * back = 1 modulo N
 
@@ -62,14 +63,18 @@ def slack_of(norm, residual, gamma):
 
 
 @triton.jit
-def ldreg_open(c, rows, C: tl.constexpr):
-    """Empty lists that admit everything, for the first `rows` queries of a panel."""
+def ldreg_open(p, c, panel, panel_end, C: tl.constexpr):
+    """Empty lists that admit everything but the query itself, for the queries panel..panel_end."""
     BLOCK: tl.constexpr = C.loss_block
-    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
+    for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, BLOCK), tl.num_programs(0)):
         slot = block * BLOCK + lanes(BLOCK)
-        tl.store(c.count + slot, tl.zeros([BLOCK], tl.int32), mask=slot < rows)
-        tl.store(c.limit + slot, tl.full([BLOCK], ADMIT_ALL, tl.float32), mask=slot < rows)
-        tl.store(c.reach + slot, tl.zeros([BLOCK], tl.float32), mask=slot < rows)
+        live = slot < panel_end - panel
+        own = own_rows(p, panel + slot, live, C)
+        position = ((own.to(tl.int64) * c.back) % p.N).to(tl.int32)
+        tl.store(c.own + slot, tl.where((own >= 0) & (own < p.N), position, -1), mask=live)
+        tl.store(c.count + slot, tl.zeros([BLOCK], tl.int32), mask=live)
+        tl.store(c.limit + slot, tl.full([BLOCK], ADMIT_ALL, tl.float32), mask=live)
+        tl.store(c.reach + slot, tl.zeros([BLOCK], tl.float32), mask=live)
 
 
 @triton.jit
@@ -106,7 +111,10 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
-        own = position_of(p, c, own_rows(p, panel + slot, live, C))
+        if C.append:
+            own = tl.load(c.own + slot, mask=live, other=-1)
+        else:
+            own = own_rows(p, panel + slot, live, C)
         if not C.append:
             norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
             key = norm[None, :] - 2 * dot

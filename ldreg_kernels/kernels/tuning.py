@@ -103,12 +103,12 @@ ANY = 1 << 62
 # Blackwell the wide one spills: its sums come from tensor memory all at once.
 TABLE = (
     # Consumer Blackwell has the shared memory of its Ampere.
-    Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3}),
+    Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
     Entry(120, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
-    Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True, "rows": 1}),
+    Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
     Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
-    Entry(80, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3}),
+    Entry(80, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
     Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
 )
 
@@ -140,7 +140,7 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     append = tiles and bool(table.get("append"))
     numbers = 4096 if tiles or shape.dtype == "float64" else 8192
     row_d = min(max(power_of_two(shape.D), 64), numbers)
-    most = 1 if tiles and shape.wanted > 256 else 2 if append else 4 if tiles or shape.dtype == "float64" else 8
+    most = 1 if append or (tiles and shape.wanted > 256) else 4 if tiles or shape.dtype == "float64" else 8
     rows = min(table.get("rows", most) if tiles else most, numbers // row_d)
     select = min(4096, max(64, power_of_two(shape.N)))
     chosen = {
