@@ -22,6 +22,7 @@ CONFIGURATION = ("kernel", "path", "mode", "dtype", "B", "N", "D", "k", "capabil
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,  # it keeps two cores busy by itself, once for the whole file
     pytest.mark.timeout(600),  # thirty kernels, ten seconds of a core each
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
 ]
