@@ -76,3 +76,8 @@ class LdregResult(NamedTuple):
 
 
 Track = tuple[tuple[str, int], ...]
+
+
+def unit_columns(t: Tensor) -> Tensor:
+    """`t`, copied only if its columns are not contiguous; rows may be strided, or repeated with stride 0."""
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()

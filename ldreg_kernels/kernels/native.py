@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track
+from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
 
 _cpu: ModuleType | None
 try:
@@ -71,17 +71,12 @@ def _extension() -> Any:
     return _cpu
 
 
-def _unit_columns(t: Tensor) -> Tensor:
-    """`t`, copied only if its columns are not contiguous; rows may be strided, or repeated with stride 0."""
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
-
-
 class _Unpacked:
     """The C++ view of a `Problem`; holds the tensors whose addresses it gave away."""
 
     def __init__(self, problem: Problem, k: int) -> None:
-        self.x = _unit_columns(problem.x.detach())
-        self.y = self.x if problem.symmetric else _unit_columns(problem.y.detach())
+        self.x = unit_columns(problem.x.detach())
+        self.y = self.x if problem.symmetric else unit_columns(problem.y.detach())
         own = problem.self_index
         self.map = own.contiguous() if isinstance(own, Tensor) else None
         self.native = _extension().Problem(

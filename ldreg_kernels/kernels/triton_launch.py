@@ -59,17 +59,12 @@ class Plan:
     fallback: int = 0  # queries whose distances to every reference fit the slab
 
 
-def columns_of_one(t: Tensor) -> Tensor:
-    """`t` with unit column stride: copied only if it has another; rows may be strided, or repeated with stride 0."""
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
-
-
 def plan(
     problem: contract.Problem, request: Request, out: Output, blocks: tuning.Blocks, programs: int, fused: bool
 ) -> Plan:
     """Workspace from torch's allocator and everything the stages are called with."""
-    x = columns_of_one(problem.x.detach())
-    y = x if problem.symmetric else columns_of_one(problem.y.detach())
+    x = contract.unit_columns(problem.x.detach())
+    y = x if problem.symmetric else contract.unit_columns(problem.y.detach())
     own = problem.self_index
     shape = shape_of(problem, request.wanted)
     B, N, D = shape.B, shape.N, shape.D
