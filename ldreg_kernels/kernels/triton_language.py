@@ -51,7 +51,7 @@ class Space(NamedTuple):
     """The workspace; which stage writes what is said there."""
 
     state: Any  # [STATE_WORDS] int64
-    slab: Any  # bits of d^2 [rows, N] (direct), or sortable keys [rows, first] (tiles)
+    slab: Any  # [rows, N] bits of d^2 (direct), or sortable keys (tiles)
     failed: Any  # [B] int32
     bits: Any  # [programs, rows, cap] bits of d^2 of a row's candidates
     tag: Any  # [programs, rows, cap] int32, 2 * index + (is one of the k nearest by key)

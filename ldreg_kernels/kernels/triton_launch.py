@@ -54,7 +54,7 @@ class Plan:
     o: Output
     k: int
     panel: int  # queries at a time
-    first_step: int = 0  # references whose keys go through the slab
+    first_step: int = 0  # references of the first step
     chunk: int = 0  # references packed at a time
     fallback: int = 0  # queries whose distances to every reference fit the slab
 

@@ -79,9 +79,9 @@ def ldreg_open(p, c, panel, panel_end, C: tl.constexpr):
 
 @triton.jit
 def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr):
-    """Queries panel..panel_end against references first..last, whose packed rows begin at a.y[first - base].
+    """Queries panel..panel_end against the references at positions first..last, packed from a.y[first - base] on.
 
-    slab[i - panel, j] = key; or, if C.append, the references that pass the threshold go to the end of the row's list.
+    slab[i - panel, j] = key; or, if C.append, the positions that pass the threshold go to the end of the row's list.
     """
     BLOCK_B: tl.constexpr = C.tile_b
     BLOCK_N: tl.constexpr = C.tile_n
@@ -113,15 +113,6 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
 
         if C.append:
             own = tl.load(c.own + slot, mask=live, other=-1)
-        else:
-            own = own_rows(p, panel + slot, live, C)
-        if not C.append:
-            norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
-            key = norm[None, :] - 2 * dot
-            finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
-            at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
-            tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
-        else:
             # In eighths, because every pair that may pass needs its place in a register.
             start = first + (within // high) * BLOCK_N
             left, right = _halves(dot)
@@ -133,6 +124,13 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
                     _append(
                         a, c, other, slot, start + (4 * half + 2 * quarter + 1) * (BLOCK_N // 8), last, live, own, C
                     )
+        else:
+            own = own_rows(p, panel + slot, live, C)
+            norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+            key = norm[None, :] - 2 * dot
+            finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
+            at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
+            tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
 
 
 @triton.jit
@@ -145,7 +143,7 @@ def _halves(block):
 
 @triton.jit
 def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
-    """Append the references start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
+    """Append those of the positions start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
     CAP: tl.constexpr = C.cap
     j = start + lanes(dot.shape[1])
     offered = j < last
