@@ -1,7 +1,7 @@
 """Interpreted launches, in half the time: Triton's interpreter prepares `triton.language` anew at every nested call.
 
-That is 0.7 ms for each tl.sum, tl.zeros or helper of ours, and a kernel makes thousands of such calls; once per launch
-is enough. Triton 3.6 and 3.7 are known; where the interpreter looks different it is left as it is.
+That is about 0.3 ms for each tl.sum, tl.zeros or helper of ours, and a kernel makes thousands of such calls; once per
+launch is enough. Triton 3.6 and 3.7 are known; where the interpreter looks different it is left as it is.
 """
 
 from __future__ import annotations
