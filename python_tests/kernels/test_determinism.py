@@ -62,7 +62,7 @@ def test_two_runs(backend, B, N, D, k):
 def test_any_number_of_threads(backend, threads, B, N, D, k, dtype):
     """How the work is divided decides in which order neighbours are found, and must decide nothing else."""
     if backend.name in ("triton", "cuda"):
-        pytest.skip("torch's threads divide the work on CPU backends only; test_triton.py varies the programs instead")
+        pytest.skip("torch's threads divide the work on CPU backends only; test_triton_launch.py varies the programs")
     x, y = problem(B, N, D)
     x, y = x.to(dtype), None if y is None else y.to(dtype)
     outcome = []

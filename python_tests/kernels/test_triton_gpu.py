@@ -1,6 +1,7 @@
 """What only a GPU can show of the Triton backend: one launch, streams, graphs, devices, large offsets.
 
-Everything else is judged by the suite over all backends and by test_triton.py, in the interpreter as well.
+Everything else is judged by the suite over all backends, by test_triton.py and by test_triton_launch.py, in the
+interpreter as well.
 """
 
 from __future__ import annotations
