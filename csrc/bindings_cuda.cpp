@@ -8,7 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "cuda/ldreg_cuda.h"
 #include "cuda/probe.h"
+
+#if !defined(LDREG_SIMULATED)
+#define LDREG_SIMULATED 0  // 1 in the module that python_tests/simt builds for tests
+#endif
 
 namespace py = pybind11;
 
@@ -42,4 +47,25 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("lid_formulas", &ldreg::cuda::lid_formulas, "distances"_a, "on_device"_a,
         "Per estimator (mom, mom_amsaleg, mle, hill, hill_unbiased, mada): [LID, d lnLID / d d_1, ..., d lnLID / d d_k] "
         "for ascending distances, computed on the current device or, by the same source, on the host.");
+  m.attr("simulated") = bool(LDREG_SIMULATED);
+
+  using ldreg::cuda::Call;
+  py::class_<Call> call(m, "Call", "One call, as csrc/cuda/ldreg_cuda.h describes it; kernels/cuda_backend.py fills it in.");
+  call.def(py::init<>());
+  call.def_property("dtype", [](const Call& c) { return static_cast<int>(c.dtype); },
+                    [](Call& c, int dtype) { c.dtype = static_cast<ldreg::cuda::DType>(dtype); });
+#define LDREG_FIELD(name) call.def_readwrite(#name, &Call::name);
+  LDREG_FIELD(device) LDREG_FIELD(x) LDREG_FIELD(y) LDREG_FIELD(own_map) LDREG_FIELD(B) LDREG_FIELD(N) LDREG_FIELD(D)
+  LDREG_FIELD(x_stride) LDREG_FIELD(y_stride) LDREG_FIELD(own_offset) LDREG_FIELD(same) LDREG_FIELD(exact)
+  LDREG_FIELD(drop_smallest) LDREG_FIELD(wanted) LDREG_FIELD(tiles) LDREG_FIELD(loop) LDREG_FIELD(budget)
+  LDREG_FIELD(knn) LDREG_FIELD(gradient) LDREG_FIELD(loss) LDREG_FIELD(estimator) LDREG_FIELD(k) LDREG_FIELD(form)
+  LDREG_FIELD(reduction) LDREG_FIELD(goal) LDREG_FIELD(track) LDREG_FIELD(distances) LDREG_FIELD(indices)
+  LDREG_FIELD(lid) LDREG_FIELD(degenerate) LDREG_FIELD(tracked) LDREG_FIELD(grad) LDREG_FIELD(value) LDREG_FIELD(coeff)
+#undef LDREG_FIELD
+  m.def("needs", [](const Call& c) {
+    const auto needs = ldreg::cuda::needs(c);
+    return py::make_tuple(needs.workspace, needs.state, needs.plan);
+  }, "call"_a, "(bytes of workspace, 32-bit words of state that are 0, the plan in words) of a launch.");
+  m.def("launch", &ldreg::cuda::launch, "call"_a, "workspace"_a, "state"_a, "stream"_a,
+        "Launch on a stream (its handle); neither allocates nor waits.");
 }

@@ -66,11 +66,31 @@ LDREG_HD Real sum_log_ratios(const Real* d, int n, Real scale, Real shift) {
   return sum;
 }
 
+// What an estimator needs to know of all nearer distances: two sums of `lid_share` over j < lid_summed(e, k).
 template <class Real>
-LDREG_HD LidTerms<Real> lid_terms(Estimator e, const Real* d, int k) {
-  const Real nan = std::nan("");
-  const Real d_k = d[k - 1];
-  LidTerms<Real> t{e, nan, false, 0, 0, 0};
+struct LidSums {
+  Real one, two;
+};
+
+LDREG_HD int lid_summed(Estimator e, int k) { return e == Estimator::mada ? 0 : e == Estimator::mom_amsaleg ? k : k - 1; }
+
+// One distance's share, for those who add up in parallel; 0 < d_k < inf. Hill's first sum is infinite if some d_j is 0.
+template <class Real>
+LDREG_HD LidSums<Real> lid_share(Estimator e, Real d_j, Real d_k) {
+  switch (e) {
+    case Estimator::mom:
+    case Estimator::mom_amsaleg: return {d_j, d_k - d_j};  // a as a mean of differences: d_k - m would cancel
+    case Estimator::mle:
+      return {-std::log(d_j / d_k + Real(kMleEpsilon)), d_j / (d_j + Real(kMleEpsilon) * d_k)};
+    case Estimator::mada: return {0, 0};
+    default: return {d_j == 0 ? Real(INFINITY) : -std::log(d_j / d_k), 0};
+  }
+}
+
+// LID and its derivatives from those sums, the largest distance, and d_h (read by mada only).
+template <class Real>
+LDREG_HD LidTerms<Real> lid_terms(Estimator e, int k, Real d_k, Real d_h, LidSums<Real> sums) {
+  LidTerms<Real> t{e, Real(std::nan("")), false, 0, 0, 0};
   if (!(d_k < Real(INFINITY))) return t;  // NaN or Inf reached this row: LID NaN, not degenerate
   t.degenerate = true;
   if (d_k == 0) return t;
@@ -78,45 +98,32 @@ LDREG_HD LidTerms<Real> lid_terms(Estimator e, const Real* d, int k) {
   Real lid = 0;
   switch (e) {
     case Estimator::mom: {
-      Real near = 0, gap = 0;  // a as a mean of differences: d_k - m would cancel at large LID
-      for (int j = 0; j < k - 1; ++j) near += d[j], gap += d_k - d[j];
-      const Real m = near / (k - 1), a = gap / (k - 1);
+      const Real m = sums.one / (k - 1), a = sums.two / (k - 1);
       lid = m / a;
       t.near = d_k / ((k - 1) * m * a);
       t.far = -1 / a;
       break;
     }
     case Estimator::mom_amsaleg: {
-      Real near = 0, gap = 0;
-      for (int j = 0; j < k; ++j) near += d[j], gap += d_k - d[j];
-      const Real m = near / k, a = gap / k;
+      const Real m = sums.one / k, a = sums.two / k;
       lid = m / a;
       t.near = d_k / (k * m * a);
       t.far = (d_k / k - m) / (m * a);
       break;
     }
-    case Estimator::mle: {
-      const Real s = -sum_log_ratios(d, k - 1, d_k, Real(kMleEpsilon));
-      lid = k / s;
+    case Estimator::mle:
+      lid = k / sums.one;
       t.shift = Real(kMleEpsilon) * d_k;
-      Real share = 0;
-      for (int j = 0; j < k - 1; ++j) share += d[j] / (d[j] + t.shift);
-      t.near = 1 / s;
-      t.far = -share / (s * d_k);
+      t.near = 1 / sums.one;
+      t.far = -sums.two / (sums.one * d_k);
       break;
-    }
     case Estimator::hill:
-    case Estimator::hill_unbiased: {
-      bool zero = false;
-      for (int j = 0; j < k - 1; ++j) zero |= d[j] == 0;
-      const Real s = zero ? Real(INFINITY) : -sum_log_ratios(d, k - 1, d_k, Real(0));
-      lid = (k - (e == Estimator::hill ? 1 : 2)) / s;
-      t.near = 1 / s;
-      t.far = -(k - 1) / (s * d_k);
+    case Estimator::hill_unbiased:
+      lid = (k - (e == Estimator::hill ? 1 : 2)) / sums.one;
+      t.near = 1 / sums.one;
+      t.far = -(k - 1) / (sums.one * d_k);
       break;
-    }
     case Estimator::mada: {
-      const Real d_h = d[k / 2 - 1];
       const Real s = d_h == 0 ? Real(INFINITY) : -std::log(d_h / d_k);
       lid = Real(0.69314718055994530942) / s;
       t.near = 1 / (d_h * s);
@@ -128,6 +135,29 @@ LDREG_HD LidTerms<Real> lid_terms(Estimator e, const Real* d, int k) {
   t.lid = lid;
   t.degenerate = lid == 0;
   return t;
+}
+
+// The same from the distances themselves, one after another.
+template <class Real>
+LDREG_HD LidTerms<Real> lid_terms(Estimator e, const Real* d, int k) {
+  const Real d_k = d[k - 1], d_h = e == Estimator::mada ? d[k / 2 - 1] : Real(0);
+  LidSums<Real> sums{0, 0};
+  if (d_k > 0 && d_k < Real(INFINITY)) {
+    const bool logarithms = e == Estimator::mle || e == Estimator::hill || e == Estimator::hill_unbiased;
+    for (int j = 0; j < lid_summed(e, k) && !logarithms; ++j) {
+      const LidSums<Real> share = lid_share(e, d[j], d_k);
+      sums.one += share.one, sums.two += share.two;
+    }
+    if (e == Estimator::mle) {
+      sums.one = -sum_log_ratios(d, k - 1, d_k, Real(kMleEpsilon));
+      for (int j = 0; j < k - 1; ++j) sums.two += d[j] / (d[j] + Real(kMleEpsilon) * d_k);
+    } else if (logarithms) {
+      bool zero = false;
+      for (int j = 0; j < k - 1; ++j) zero |= d[j] == 0;
+      sums.one = zero ? Real(INFINITY) : -sum_log_ratios(d, k - 1, d_k, Real(0));
+    }
+  }
+  return lid_terms(e, k, d_k, d_h, sums);
 }
 
 // d lnLID / d d_j of the neighbour at position j; 0 for a neighbour at distance 0 (its direction is undefined).

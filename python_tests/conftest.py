@@ -19,7 +19,8 @@ if not torch.cuda.is_available():  # read when Triton is imported: kernels then 
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import triton_backend
+import simulator
+from ldreg_kernels.kernels import cuda_backend, triton_backend
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it on CUDA
 
@@ -39,8 +40,12 @@ settings.register_profile(
 )
 settings.load_profile("ldreg")
 
+if not torch.cuda.is_available() and simulator.unavailable_reason() is None:  # CUDA threads as fibers, on the CPU
+    cuda_backend.use(simulator.load())
+
 _TRITON = "cpu" if triton_backend.interpreting() else "cuda"
-_DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": _TRITON, "cuda": "cuda"}
+_CUDA = "cpu" if cuda_backend.simulated() else "cuda"
+_DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": _TRITON, "cuda": _CUDA}
 _ON_GPU = [name for name, device in _DEVICE.items() if device == "cuda"]
 
 

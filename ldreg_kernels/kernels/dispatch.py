@@ -14,13 +14,12 @@ import torch
 
 # name -> (module, device types it serves); order is `auto`'s preference
 _BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "cuda": ("", ("cuda",)),
+    "cuda": ("cuda_backend", ("cuda",)),
     "triton": ("triton_backend", ("cuda",)),
     "cpu": ("native", ("cpu",)),
     "reference": ("reference", ("cpu", "cuda", "mps", "xpu")),
 }
 NAMES = ("auto", *_BACKENDS)
-_NOT_WRITTEN = "not part of this version"
 
 
 @cache
@@ -30,14 +29,12 @@ def _module(name: str) -> ModuleType:
 
 def unavailable_reason(name: str) -> str | None:
     """Why backend `name` cannot run on this machine, or None if it can."""
-    if not _BACKENDS[name][0]:
-        return _NOT_WRITTEN
     reason: str | None = _module(name).unavailable_reason()
     return reason
 
 
 def devices(name: str) -> tuple[str, ...]:
-    """The device types that backend `name` serves here: in its interpreter, Triton works on CPU tensors."""
+    """The device types that backend `name` serves here: interpreted or simulated, GPU kernels work on CPU tensors."""
     module = _module(name)
     return tuple(module.device_types()) if hasattr(module, "device_types") else _BACKENDS[name][1]
 

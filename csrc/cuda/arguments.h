@@ -1,0 +1,127 @@
+// What a launch is given: pointers and sizes, by value, in one struct. Written by plan.h, read by every stage.
+//
+// Contract: plain data, the same bytes on host and device. Rows of x are queries, rows of y references; both in any dtype
+// the kernel was compiled for, columns contiguous. The workspace needs no initialisation but for `state`, whose words
+// are 0 before a launch and 0 again after it.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace ldreg::cuda {
+
+constexpr int kBlock = 128;        // rows of a block of queries or references: the tile's side
+constexpr int kMostTracks = 64;    // LIDs estimated from one list, besides the first
+constexpr int kLargestK = 1024;
+constexpr int kLargestColumns = 8192;
+constexpr int kLargestRows = 1 << 30;
+
+enum class OwnKind : int { none, offset, map };
+
+struct Problem {
+  const void* x;  // [B, D]
+  int64_t x_stride;
+  const void* y;  // [N, D]
+  int64_t y_stride;
+  int B, N, D;
+  OwnKind own;
+  const int64_t* own_map;  // [B] row of y that a query is, or -1
+  int64_t own_offset;
+  int wanted;    // neighbours to find: the largest k asked for
+  int drop;      // how many of the nearest are left out: 1 for the published convention, else 0
+  bool exact;    // precision="exact"
+  bool same;     // y is x, row for row
+  bool aligned;  // rows begin at multiples of four features' size, and have a multiple of four
+};
+
+// What the call asks for.
+struct Request {
+  bool knn;  // distances and indices; else LID
+  bool gradient, loss;
+  int estimator, k;
+  int tracks;
+  int track_estimator[kMostTracks], track_k[kMostTracks];
+  int form, reduction;
+  double goal;  // ln of the target LID
+};
+
+struct Output {
+  void* distances;      // [B, k] float, or double for double features, like all of these
+  int64_t* indices;     // [B, k]
+  void* lid;            // [B]
+  uint8_t* degenerate;  // [B]
+  void* tracked;        // [tracks, B]
+  void* grad;           // [B, D]
+  void* value;          // [] or [B]
+  void* coeff;          // [B]
+};
+
+// A reference that may be a neighbour: its key (tile.h), sortable, and where the tiles met it.
+struct Candidate {
+  int key;
+  int position;
+};
+
+// How the problem is cut up. Lengths in rows unless they say otherwise.
+struct Plan {
+  bool tiles;      // candidates from tensor-core tiles; else every pair exactly
+  bool symmetric;  // each tile serves the rows of both its sides
+  bool once;       // all references are packed at once; else a step's at a time, in two buffers
+  int width;       // blocks of references in a tile: 1, or 2 on Hopper
+  int columns;     // of a packed row: D up to a multiple of the tile's step
+  int cap;         // candidates a query has room for
+  int room;        // of a list in shared memory, a power of two
+  int panel;       // queries at a time
+  int panels;
+  int chunk;       // references in one of the two buffers
+  int meetings;    // a query block's meetings with blocks of references, in all ...
+  int first, most;  // ... in the first step, and at most in any
+  int steps;
+  int64_t stride, back;  // reference met at position p is p * stride % N; stride * back % N = 1
+  int teams;             // of kTeam threads, each working on a query
+  int together;          // queries of a team that read the references together, every pair being computed
+  int query_share;       // queries a team takes at a time
+  int compacting;        // warps that have room to compact a list
+  float gamma;           // relative rounding bound of a key
+};
+
+// Words of the state.
+enum StateWord : int {
+  kTicket, kFinished, kLargestLow, kLargestHigh, kExtent, kShifted, kFailed, kScanned, kPackedQueries,
+  kPackedReferences, kPackedReferencesOdd, kTiled, kTiledOdd, kCompacted, kRowsDone, kUnused, kFixedWords
+};
+
+struct Space {
+  unsigned* state;     // [kFixedWords]
+  unsigned* arrivals;  // [blocks of queries] meetings held
+  unsigned* ready;     // [blocks of queries] compactions done
+  float* centre;       // [D]
+  __half* x;           // [panel, columns], the same as y if symmetric
+  float* x_norm;       // [panel] squared norm of the packed row
+  float* x_residual;   // [panel] what packing lost of it
+  __half* y;           // [N or 2 chunk, columns], by position
+  float* y_norm;       // [N]
+  float* y_residual;   // [N]
+  Candidate* list;     // [panel, cap]
+  unsigned* count;     // [panel]; more than cap: the row has failed
+  float* limit;        // [panel] what a key has to pass
+  float* reach;        // [panel]
+  int* failed;         // [B] queries that need every pair
+};
+
+// Of the packed queries and references, for Hopper's tensor copies: a CUtensorMap (tensor_map.h).
+struct alignas(64) TensorMap {
+  char bytes[128];
+};
+
+struct Arguments {
+  TensorMap maps[2];
+  Problem p;
+  Request r;
+  Output o;
+  Plan plan;
+  Space s;
+};
+
+}  // namespace ldreg::cuda

@@ -1,0 +1,122 @@
+// What device code stands on: shared memory, barriers, counters between blocks, warp sums, numbers as ordered bits.
+//
+// Contract: everything that nvcc spells in PTX is here, in mainloop_mma.h or in hopper.h; all other headers are plain C++
+// over CUDA's built-in names. So they also compile for the host, where python_tests/simt runs every thread as a fiber
+// (LDREG_SIMT), and the tests execute them without a GPU. Blocks talk through counters in global memory that only grow
+// during a launch: `signal` publishes everything the block has written, `wait_for` sees it.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../topk.h"
+
+namespace ldreg::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kTeam = 128;  // threads that work on one query together
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline int lane_id() { return threadIdx.x % kWarp; }
+__device__ inline int warp_id() { return threadIdx.x / kWarp; }
+
+// ---------------------------------------------------------------------------------- shared memory and barriers
+
+__device__ inline char* shared_memory() {
+#if defined(LDREG_SIMT)
+  return simt::shared_memory();
+#else
+  extern __shared__ __align__(1024) char memory[];
+  return memory;
+#endif
+}
+
+// Barrier among the `threads` threads that name the same `id` (1 to 15; 0 is __syncthreads).
+__device__ inline void named_barrier(int id, int threads) {
+#if defined(LDREG_SIMT)
+  simt::barrier(id, threads);
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
+// ---------------------------------------------------------------------------------- between blocks
+
+__device__ inline unsigned load_acquire(const unsigned* counter) {
+#if defined(LDREG_SIMT)
+  return *counter;
+#else
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+#endif
+}
+
+// By one thread, which passes what it sees on to others through a barrier.
+__device__ inline void wait_for(const unsigned* counter, unsigned value) {
+  while (load_acquire(counter) < value) {
+#if defined(LDREG_SIMT)
+    simt::yield();
+#else
+    __nanosleep(100);
+#endif
+  }
+}
+
+// By one thread, after a barrier behind the writes of all.
+__device__ inline void signal(unsigned* counter, unsigned arrivals = 1) {
+  __threadfence();
+  atomicAdd(counter, arrivals);
+}
+
+// By every thread that wrote to global memory what another block's copy engine (TMA) is going to read; before a barrier.
+__device__ inline void publish_to_copies() {
+#if !defined(LDREG_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
+// v, computed where it is used. Compilers take offsets and predicates that depend on the thread's number alone out of
+// every loop of a kernel at once, and then have no registers left for any of them.
+__device__ inline int opaque(int v) {
+#if !defined(LDREG_SIMT)
+  asm volatile("mov.b32 %0, %0;" : "+r"(v));
+#endif
+  return v;
+}
+
+// ---------------------------------------------------------------------------------- warp sums
+
+template <class Real>
+__device__ inline Real warp_sum(Real v) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) v += __shfl_xor_sync(kAllLanes, v, lanes);
+  return v;
+}
+
+__device__ inline float warp_max(float v) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, lanes));
+  return v;
+}
+
+// ---------------------------------------------------------------------------------- numbers as bits
+
+// Bits of a float32 ordered like the number, negative ones included.
+__device__ inline int sortable(float v) {
+  const int b = __float_as_int(v);
+  return b ^ ((b >> 31) & 0x7fffffff);
+}
+
+__device__ inline float from_sortable(int b) { return __int_as_float(b ^ ((b >> 31) & 0x7fffffff)); }
+
+// 2^e for -126 <= e <= 127, and what 2^-e is: both normal.
+struct Unit {
+  float scale, back;
+};
+
+__device__ inline Unit power_of_two(int exponent) {
+  const int e = exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
+  return {__int_as_float((e + 127) << 23), __int_as_float((127 - e) << 23)};
+}
+
+}  // namespace ldreg::cuda

@@ -1,0 +1,156 @@
+// The one launch: blocks take jobs by ticket until none is left; the last to finish adds up the loss.
+//
+// Contract: see schedule.h for the order and estimate.h for what comes out. T is the features' type, Stage the tile stage:
+// TileStage or HopperTileStage, or NoTiles where every pair is computed anyway. Stages are functions of their own
+// (__noinline__): a call is nothing beside a job, and each gets the registers it needs without spilling another's. The
+// state is 0 again when the launch ends.
+#pragma once
+
+#include "direct.h"
+#include "loss.h"
+#include "rows.h"
+#include "tile_stage.h"
+
+namespace ldreg::cuda {
+
+constexpr int kControlBytes = 1024;  // of shared memory, before what the stages use
+
+// What a block knows of where it is. In shared memory, so that no stage has to keep it in registers.
+struct Control {
+  Cursor at;
+  TileAt tile;
+  unsigned ticket;
+  int rows;    // that every pair is computed for
+  bool last;   // the block that finished last
+};
+static_assert(sizeof(Control) <= kControlBytes);
+
+// Doubles are never packed: all of their pairs are computed.
+struct NoTiles {
+  static constexpr bool kLooksAhead = false;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kSharedBytes = 0;
+  static __device__ void run(const Arguments&, const Cursor&, unsigned, TileAt&, char*) {}
+};
+
+// Scan, centre, pack and compact, whose jobs are ranges of rows. Returns the counter that the job counts for.
+template <class T>
+__device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& at, unsigned ticket, char* memory) {
+  const Schedule schedule(a);
+  const int job = int(ticket - at.first);
+  const bool waits = threadIdx.x == 0;
+  switch (at.job) {
+    case Job::scan: {
+      const int centres = a.plan.tiles ? ceil_div(a.p.D, kCentreColumns) : 0;
+      if (job < centres) centre_columns<T>(a, job, memory);
+      else scan_rows<T>(a, job - centres);
+      return a.s.state + kScanned;
+    }
+    case Job::pack_references: {
+      const bool once = a.plan.once;
+      const int parity = once ? 0 : schedule.parity(at);
+      if (waits) {
+        wait_for(a.s.state + kScanned, schedule.scan_jobs());
+        if (!once) wait_for(a.s.state + (parity ? kTiledOdd : kTiled), at.tiles[parity]);  // the buffer is free again
+      }
+      __syncthreads();
+      const int first = (once ? 0 : schedule.first_position(at)) + job * kPackRows;
+      pack_rows<T>(a, false, first, smaller(first + kPackRows, once ? a.p.N : schedule.last_position(at)), 0,
+                   once ? 0 : schedule.base(at));
+      return a.s.state + (parity ? kPackedReferencesOdd : kPackedReferences);
+    }
+    case Job::pack_queries: {
+      if (waits) {
+        wait_for(a.s.state + kScanned, schedule.scan_jobs());
+        wait_for(a.s.state + kRowsDone, at.rows);  // the panel before is through with operands and lists
+      }
+      __syncthreads();
+      const int top = schedule.top(at.panel), first = job * kPackRows;
+      pack_rows<T>(a, true, first, smaller(first + kPackRows, schedule.bottom(at.panel) - top), top, 0);
+      return a.s.state + kPackedQueries;
+    }
+    default: {
+      const int panel_rows = schedule.bottom(at.panel) - schedule.top(at.panel);
+      const int parts = kBlock / kCompactRows, block = job / parts, first = job * kCompactRows;
+      if (waits) wait_for(a.s.arrivals + schedule.block_of(at.panel, block), schedule.held(at.meets));
+      __syncthreads();
+      const int warps = smaller(blockDim.x / kWarp, a.plan.compacting);
+      int* keys = reinterpret_cast<int*>(memory) + warp_id() * a.plan.cap;
+      if (warp_id() < warps) {
+        for (int slot = first + warp_id(); slot < smaller(first + kCompactRows, panel_rows); slot += warps)
+          compact_list(a, at, at.meets == a.plan.meetings, slot, keys);
+      }
+      __syncthreads();
+      if (waits) signal(a.s.ready + schedule.block_of(at.panel, block));
+      return a.s.state + kCompacted;
+    }
+  }
+}
+
+template <class T>
+__device__ __noinline__ void finish(const Arguments& a, Control& control, char* memory) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    control.last = atomicAdd(a.s.state + kFinished, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!control.last) return;
+  if (a.r.loss) write_loss<RealOf<T>>(a, reinterpret_cast<double*>(memory));
+  __syncthreads();
+  const int words = kFixedWords + (a.plan.tiles ? 2 * ceil_div(a.p.B, kBlock) : 0);  // arrivals and ready follow
+  for (int i = threadIdx.x; i < words; i += blockDim.x) a.s.state[i] = 0;
+}
+
+template <class T, class Stage>
+__device__ inline void ldreg_block(const Arguments& a) {
+  Control& control = *reinterpret_cast<Control*>(shared_memory());
+  char* memory = shared_memory() + kControlBytes;
+  const Schedule schedule(a);
+  auto next_job = [&] {
+    __syncthreads();  // everyone is through with the last job and its shared memory
+    if (threadIdx.x == 0) {
+      control.ticket = atomicAdd(a.s.state + kTicket, 1u);
+      schedule.seek(control.at, control.ticket);
+    }
+    __syncthreads();
+    return control.at.job;
+  };
+  if (threadIdx.x == 0) control.at = schedule.start();
+  for (Job job = next_job(); job != Job::direct;) {
+    if (job == Job::tiles) {
+      Stage::run(a, control.at, control.ticket, control.tile, memory);
+      job = Stage::kLooksAhead ? control.at.job : next_job();
+      continue;
+    }
+    unsigned* done = a.s.state + kRowsDone;
+    if (job == Job::rows) {
+      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T>(a, control.at, control.ticket, memory);
+    } else {
+      done = prepare_job<T>(a, control.at, control.ticket, memory);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) signal(done);
+    job = next_job();
+  }
+
+  if (threadIdx.x == 0) {
+    if (a.plan.tiles) wait_for(a.s.state + kCompacted, control.at.compacts);
+    else wait_for(a.s.state + kScanned, schedule.scan_jobs());
+    control.rows = a.plan.tiles ? int(a.s.state[kFailed]) : a.p.B;
+  }
+  __syncthreads();
+  const auto job = [&] { return int(control.ticket - control.at.first); };
+  while (job() < ceil_div(control.rows, schedule.direct_rows())) {
+    direct_job<T>(a, job(), control.rows, memory);
+    next_job();
+  }
+  finish<T>(a, control, memory);
+}
+
+template <class T, class Stage>
+__global__ void __launch_bounds__(Stage::kThreads, 1) ldreg_kernel(const __grid_constant__ Arguments a) {
+  ldreg_block<T, Stage>(a);
+}
+
+}  // namespace ldreg::cuda

@@ -1,0 +1,23 @@
+// What stands in for `kernel<<<...>>>`: the launch on the machine of simt.h, in the order that LDREG_SIMT_SEED asks for.
+#pragma once
+
+#include <cstdlib>
+
+#include "cuda/ldreg_kernel.h"
+#include "mainloop_plain.h"
+
+namespace ldreg::cuda {
+
+using PortableTiles = TileStage<PlainLoop>;
+using HopperTiles = PortableTiles;
+
+template <class T, class Stage>
+void start(const Arguments& a, const LaunchAt& at) {
+  const char* seed = std::getenv("LDREG_SIMT_SEED");
+  simt::Launch launch;
+  launch.grid = unsigned(at.blocks), launch.block = Stage::kThreads, launch.shared_bytes = size_t(at.shared_bytes);
+  launch.seed = seed ? std::strtoull(seed, nullptr, 10) : 0;
+  simt::launch(launch, [&a] { ldreg_block<T, Stage>(a); });
+}
+
+}  // namespace ldreg::cuda
