@@ -18,8 +18,10 @@
 
 #if defined(__CUDACC__)
 #define LDREG_HD __host__ __device__ inline
+#define LDREG_NOINLINE __noinline__
 #else
 #define LDREG_HD inline
+#define LDREG_NOINLINE
 #endif
 
 // Translation units compiled for different instruction sets must not share inline functions: the linker would keep one
@@ -39,6 +41,12 @@ constexpr double kLidMax = 1e6;       // at or above: the distances are equal as
 
 // The rank besides k whose order statistic the estimator reads (0 = none).
 LDREG_HD int second_rank(Estimator e, int k) { return e == Estimator::mada ? k / 2 : 0; }
+
+// In device code a function of its own: in line, a loop's registers would be full of its constants.
+template <class Real>
+LDREG_NOINLINE LDREG_HD Real lid_log(Real v) {
+  return std::log(v);
+}
 
 template <class Real>
 struct LidTerms {
@@ -81,9 +89,9 @@ LDREG_HD LidSums<Real> lid_share(Estimator e, Real d_j, Real d_k) {
     case Estimator::mom:
     case Estimator::mom_amsaleg: return {d_j, d_k - d_j};  // a as a mean of differences: d_k - m would cancel
     case Estimator::mle:
-      return {-std::log(d_j / d_k + Real(kMleEpsilon)), d_j / (d_j + Real(kMleEpsilon) * d_k)};
+      return {-lid_log(d_j / d_k + Real(kMleEpsilon)), d_j / (d_j + Real(kMleEpsilon) * d_k)};
     case Estimator::mada: return {0, 0};
-    default: return {d_j == 0 ? Real(INFINITY) : -std::log(d_j / d_k), 0};
+    default: return {d_j == 0 ? Real(INFINITY) : -lid_log(d_j / d_k), 0};
   }
 }
 
@@ -124,7 +132,7 @@ LDREG_HD LidTerms<Real> lid_terms(Estimator e, int k, Real d_k, Real d_h, LidSum
       t.far = -(k - 1) / (sums.one * d_k);
       break;
     case Estimator::mada: {
-      const Real s = d_h == 0 ? Real(INFINITY) : -std::log(d_h / d_k);
+      const Real s = d_h == 0 ? Real(INFINITY) : -lid_log(d_h / d_k);
       lid = Real(0.69314718055994530942) / s;
       t.near = 1 / (d_h * s);
       t.far = -1 / (d_k * s);

@@ -7,7 +7,7 @@
 
 #include <cuda_fp16.h>
 
-#include <cstdint>
+#include "device.h"
 
 namespace ldreg::cuda {
 
@@ -16,6 +16,9 @@ constexpr int kMostTracks = 64;    // LIDs estimated from one list, besides the 
 constexpr int kLargestK = 1024;
 constexpr int kLargestColumns = 8192;
 constexpr int kLargestRows = 1 << 30;
+
+// Of shared memory, before what the stages use: what the block knows of where it is, and the arguments.
+constexpr int kControlBytes = 3072, kArgumentsAt = 1024;
 
 enum class OwnKind : int { none, offset, map };
 
@@ -123,5 +126,10 @@ struct Arguments {
   Plan plan;
   Space s;
 };
+
+// The block's copy. Functions read it instead of being handed a pointer, which would be in a register all the time.
+__device__ inline const Arguments& arguments() {
+  return *reinterpret_cast<const Arguments*>(shared_memory() + kArgumentsAt);
+}
 
 }  // namespace ldreg::cuda

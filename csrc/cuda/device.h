@@ -18,8 +18,20 @@ constexpr int kWarp = 32;
 constexpr int kTeam = 128;  // threads that work on one query together
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-__device__ inline int lane_id() { return threadIdx.x % kWarp; }
-__device__ inline int warp_id() { return threadIdx.x / kWarp; }
+// The thread's number, read where it is used. Compilers take whatever depends on it alone out of every loop of a kernel at
+// once, and then have no registers left for any of them.
+__device__ inline int thread_id() {
+#if defined(LDREG_SIMT)
+  return int(threadIdx.x);
+#else
+  int id;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+  return id;
+#endif
+}
+
+__device__ inline int lane_id() { return thread_id() % kWarp; }
+__device__ inline int warp_id() { return thread_id() / kWarp; }
 
 // ---------------------------------------------------------------------------------- shared memory and barriers
 
@@ -30,6 +42,22 @@ __device__ inline char* shared_memory() {
   extern __shared__ __align__(1024) char memory[];
   return memory;
 #endif
+}
+
+// An object at an offset into shared memory. Functions pass offsets on: of a pointer the compiler would no longer know
+// where it points.
+template <class Item>
+__device__ inline Item* shared_at(int offset) {
+  return reinterpret_cast<Item*>(shared_memory() + offset);
+}
+
+// The same for a pointer to global memory that comes out of a struct.
+template <class Item>
+__device__ inline Item* global(Item* p) {
+#if !defined(LDREG_SIMT)
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
 }
 
 // Barrier among the `threads` threads that name the same `id` (1 to 15; 0 is __syncthreads).
@@ -77,14 +105,25 @@ __device__ inline void publish_to_copies() {
 #endif
 }
 
-// v, computed where it is used. Compilers take offsets and predicates that depend on the thread's number alone out of
-// every loop of a kernel at once, and then have no registers left for any of them.
+// v, as if it were not known before.
 __device__ inline int opaque(int v) {
 #if !defined(LDREG_SIMT)
   asm volatile("mov.b32 %0, %0;" : "+r"(v));
 #endif
   return v;
 }
+
+// a - 2 b in one instruction, which no compiler takes apart to compute 2 b beforehand.
+__device__ inline float minus_twice(float a, float b) {
+#if defined(LDREG_SIMT)
+  return a - 2 * b;  // one rounding too, 2 b being exact; fmaf is slow where it is no instruction
+#else
+  return fmaf(-2.0f, b, a);
+#endif
+}
+
+// No memory access moves across this: loads for later would take the registers of what is going on now.
+__device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 
 // ---------------------------------------------------------------------------------- warp sums
 

@@ -13,87 +13,90 @@ namespace ldreg::cuda {
 constexpr int kMostTogether = 4;
 constexpr int kLeastRound = 128;  // references between two looks at the lists
 constexpr int kDirectValues = 16;
+enum DirectWord : int { kCount = 0, kCut = kMostTogether, kOwn = 2 * kMostTogether };  // per query, in TeamShared::words
 
+// Distances of reference j, by a warp, to the team's queries; appended to their lists where they come before the threshold,
+// the last of a list that was cut.
 template <class T>
-__device__ inline void nearest_of_all(const Arguments& a, const Team& team, TeamShared<RealOf<T>>& shared, int queries,
-                                      const int* own, double unit64) {
+__device__ __forceinline__ void offer(const TeamShared<RealOf<T>>& shared, int queries, int j) {
   using Real = RealOf<T>;
-  const Real unit = Real(unit64);
-  const int room = a.plan.room, round = room - a.p.wanted, columns = TeamShared<Real>::columns(a.p.D);
-  const T* y = static_cast<const T*>(a.p.y);
-  for (int first = 0; first < a.p.N; first += round) {
-    const int last = smaller(first + round, a.p.N);
-    for (int j = first + team.warp; j < last; j += kTeam / kWarp) {
-      double d2[kMostTogether] = {};
-      for (int from = 4 * team.lane; from < a.p.D; from += kWarp * kDirectValues) {
-        Real v[kDirectValues];
-        load_groups<T, kDirectValues>(y + j * a.p.y_stride, from, 4 * kWarp, a.p.D, a.p.aligned, v);
+  const Arguments& a = arguments();
+  const T* row = static_cast<const T*>(a.p.y) + j * a.p.y_stride;
+  const Real unit = Real(shared.task().unit);
+  double d2[kMostTogether] = {};
+  for (int from = 4 * lane_id(); from < a.p.D; from += kWarp * kDirectValues) {
+    Real v[kDirectValues];
+    load_groups<T, kDirectValues>(row, from, 4 * kWarp, a.p.D, a.p.aligned, v);
 #pragma unroll
-        for (int q = 0; q < kMostTogether; ++q) {
-          if (q >= queries) break;
-          Real difference[kDirectValues];
+    for (int q = 0; q < kMostTogether; ++q) {
+      if (q >= queries) break;
+      Real difference[kDirectValues];
 #pragma unroll
-          for (int i = 0; i < kDirectValues; ++i) difference[i] = v[i];
-          subtract(shared.x + q * columns, from, 4 * kWarp, unit, columns, difference);
-          d2[q] += sum_of_squares(difference);
-        }
-      }
-#pragma unroll
-      for (int q = 0; q < kMostTogether; ++q) {
-        if (q >= queries) break;
-        const Neighbour item{finite_or_inf(warp_sum(d2[q])), j};
-        Neighbour* list = shared.list + q * room;
-        // The threshold is the last of a list that was cut; the fourth number after the counts says whether it was.
-        if (team.lane != 0 || j == own[q]) continue;
-        if (shared.count[kMostTogether + q] && !before(item, list[a.p.wanted - 1])) continue;
-        list[atomicAdd(shared.count + q, 1)] = item;
-      }
+      for (int i = 0; i < kDirectValues; ++i) difference[i] = v[i];
+      subtract(shared.x(q), from, 4 * kWarp, unit, shared.task().columns, difference);
+      d2[q] += sum_of_squares(difference);
     }
-    team.sync();
-    for (int q = 0; q < queries; ++q) {
-      const int n = shared.count[q];
-      if (n <= a.p.wanted) continue;
-      sort(team, shared.list + q * room, n);
-      if (team.thread == 0) shared.count[q] = a.p.wanted, shared.count[kMostTogether + q] = 1;
-    }
-    team.sync();
+  }
+#pragma unroll
+  for (int q = 0; q < kMostTogether; ++q) {
+    if (q >= queries) break;
+    const Neighbour item{finite_or_inf(warp_sum(d2[q])), j};
+    int* words = shared.words();
+    Neighbour* list = shared.list(q);
+    if (lane_id() != 0 || j == words[kOwn + q]) continue;
+    if (words[kCut + q] && !before(item, list[a.p.wanted - 1])) continue;
+    list[atomicAdd(words + kCount + q, 1)] = item;
   }
 }
 
 template <class T>
-__device__ __noinline__ void direct_job(const Arguments& a, int job, int rows, char* memory) {
-  using Real = RealOf<T>;
-  const Team team = this_team();
-  if (team.id >= a.plan.teams) return;
-  const int first = (job * a.plan.teams + team.id) * a.plan.together, queries = smaller(a.plan.together, rows - first);
-  if (queries <= 0) return;
-  const int room = a.plan.room, columns = TeamShared<Real>::columns(a.p.D);
-  const unsigned long long largest = *reinterpret_cast<const unsigned long long*>(a.s.state + kLargestLow);
-  const double unit = unit_of(largest, Real());
-  TeamShared<Real> shared(memory + team.id * TeamShared<Real>::bytes(a.plan.together, room, a.p.D, false),
-                          a.plan.together, room, a.p.D);
-  int query[kMostTogether], own[kMostTogether];
-#pragma unroll
-  for (int q = 0; q < kMostTogether; ++q) {
-    query[q] = q < queries ? (a.plan.tiles ? a.s.failed[first + q] : first + q) : 0;
-    own[q] = own_row(a.p, query[q]);
-    if (q < queries) load_query<T>(a, team, query[q], Real(unit), shared.x + q * columns);
+__device__ __noinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int queries) {
+  const Arguments& a = arguments();
+  const int round = a.plan.room - a.p.wanted;
+  for (int first = 0; first < a.p.N; first += round) {
+    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += kTeam / kWarp) offer<T>(shared, queries, j);
+    this_team().sync();
+    for (int q = 0; q < queries; ++q) {
+      int* words = shared.words();
+      if (words[kCount + q] <= a.p.wanted) continue;
+      sort(shared.list_at(q), words[kCount + q]);
+      if (this_team().thread == 0) words[kCount + q] = a.p.wanted, words[kCut + q] = 1;
+    }
+    this_team().sync();
   }
-  if (team.thread < 2 * kMostTogether) shared.count[team.thread] = 0;
-  team.sync();
-  nearest_of_all<T>(a, team, shared, queries, own, unit);
-  TeamShared<Real> one = shared;
-#pragma unroll
-  for (int q = 0; q < kMostTogether; ++q) {
-    if (q >= queries) break;
-    one.x = shared.x + q * columns;
-    Neighbour* list = shared.list + q * room;
-    const int n = shared.count[q];
-    sort(team, list, n);
-    for (int i = team.thread; i < n; i += kTeam) list[i].index *= 2;
-    team.sync();
-    write_query<T>(a, team, one, list, n, query[q], unit, 0);
-    team.sync();
+}
+
+template <class T>
+__device__ __noinline__ void direct_job(int job, int rows) {
+  using Real = RealOf<T>;
+  const Arguments& a = arguments();
+  if (this_team().id >= a.plan.teams) return;
+  const int first = (job * a.plan.teams + this_team().id) * a.plan.together;
+  const int queries = smaller(a.plan.together, rows - first);
+  if (queries <= 0) return;
+  const auto query = [&](int q) { return a.plan.tiles ? a.s.failed[first + q] : first + q; };
+  const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(a.plan.together, a.plan.room, a.p.D, false)};
+  if (this_team().thread < queries) {
+    const int q = this_team().thread;
+    int* words = shared.words();
+    words[kOwn + q] = own_row(a.p, query(q)), words[kCount + q] = words[kCut + q] = 0;
+  }
+  if (this_team().thread == 0) {
+    const auto largest = *reinterpret_cast<const unsigned long long*>(a.s.state + kLargestLow);
+    shared.task() = {unit_of(largest, Real()), a.plan.together, a.plan.room, TeamShared<Real>::padded(a.p.D), 0, 0, 0};
+  }
+  this_team().sync();
+  for (int q = 0; q < queries; ++q) load_query<T>(a, query(q), Real(shared.task().unit), shared.x(q));
+  this_team().sync();
+  nearest_of_all<T>(shared, queries);
+  for (int q = 0; q < queries; ++q) {
+    const int n = shared.words()[kCount + q];
+    sort(shared.list_at(q), n);
+    for (int i = this_team().thread; i < n; i += kTeam) shared.list(q)[i].index *= 2;
+    if (this_team().thread == 0) shared.task().query = query(q), shared.task().n = n;
+    this_team().sync();
+    write_query<T>(shared, shared.x_at(q), shared.list_at(q));
+    this_team().sync();
   }
 }
 

@@ -22,50 +22,45 @@ LDREG_HD int near_power(Estimator e) {
   }
 }
 
-static __device__ __noinline__ LidTerms<double> team_lid(const Team& team, double* scratch, Estimator e, int k, const Neighbour* list) {
+static __device__ __noinline__ LidTerms<double> team_lid(int scratch_at, Estimator e, int k, int list_at) {
+  const Neighbour* list = shared_at<Neighbour>(list_at);
   const double d_k = sqrt(list[k - 1].d2);
   LidSums<double> sums{0, 0};
   if (d_k > 0 && d_k < INFINITY) {
-    for (int j = team.thread; j < lid_summed(e, k); j += kTeam) {
+    for (int j = this_team().thread; j < lid_summed(e, k); j += kTeam) {
       const LidSums<double> share = lid_share(e, sqrt(list[j].d2), d_k);
       sums.one += share.one, sums.two += share.two;
     }
   }
-  team_sum(team, scratch, sums.one, sums.two);
+  team_sum(this_team(), shared_at<double>(scratch_at), sums.one, sums.two);
   return lid_terms(e, k, d_k, second_rank(e, k) > 0 ? sqrt(list[second_rank(e, k) - 1].d2) : 0.0, sums);
 }
 
 template <class Real>
-__device__ inline void write_neighbours(const Arguments& a, const Team& team, const Neighbour* list, int query, double unit) {
-  const int k = a.r.k;
-  for (int j = team.thread; j < k; j += kTeam) {
+__device__ __noinline__ void write_neighbours(TeamShared<Real> shared, int list_at) {
+  const Neighbour* list = shared_at<Neighbour>(list_at);
+  const Arguments& a = arguments();
+  for (int j = this_team().thread; j < a.r.k; j += kTeam) {
     const double d2 = list[j].d2;
-    const int64_t at = int64_t(query) * k + j;
-    static_cast<Real*>(a.o.distances)[at] = d2 < INFINITY ? Real(sqrt(d2) / unit) : Real(NAN);
+    const int64_t at = int64_t(shared.task().query) * a.r.k + j;
+    static_cast<Real*>(a.o.distances)[at] = d2 < INFINITY ? Real(sqrt(d2) / shared.task().unit) : Real(NAN);
     a.o.indices[at] = list[j].index >> 1;
   }
 }
 
-// grad[query, :]; 0 for degenerate rows, NaN for rows that NaN or Inf touches. list[0..n) loses its distances.
-template <class T>
-__device__ __noinline__ void write_gradient(const Arguments& a, const Team& team, TeamShared<RealOf<T>>& shared, Neighbour* list,
-                                      int n, int query, double unit, const LidTerms<double>& terms, int power) {
-  using Real = RealOf<T>;
-  constexpr int kColumns = 16;  // of a thread, four by four
-  Real* grad = static_cast<Real*>(a.o.grad) + int64_t(query) * a.p.D;
-  if (!(terms.lid > 0)) {
-    for (int c = team.thread; c < a.p.D; c += kTeam) grad[c] = terms.degenerate ? Real(0) : Real(NAN);
-    return;
-  }
-  const int k = a.r.k;
+// In place of the distances in list[0..n): what the sum has not got of a candidate, c_j less its share; relative to the
+// largest c_j, so that float32 can hold it. Returns that.
+static __device__ __noinline__ double weigh(int scratch_at, const LidTerms<double>& terms, int k, int power, int list_at,
+                                            int n) {
+  Neighbour* list = shared_at<Neighbour>(list_at);
+  const Team team = this_team();
   double largest = 0;
   for (int j = team.thread; j < k; j += kTeam) {
     const double d = sqrt(list[j].d2);
     if (d > 0) largest = fmax(largest, fabs(lid_weight(terms, k, j, d)) / d);
   }
-  largest = team_max(team, shared.scratch, largest);
+  largest = team_max(team, shared_at<double>(scratch_at), largest);
   if (largest == 0) largest = 1;
-  // In place of its distance, what the sum has not got of a candidate; relative to the largest, so that float32 can hold it.
   for (int j = team.thread; j < n; j += kTeam) {
     const double d = sqrt(list[j].d2);
     double weight = j < k && d > 0 ? lid_weight(terms, k, j, d) / d : 0.0;
@@ -73,57 +68,74 @@ __device__ __noinline__ void write_gradient(const Arguments& a, const Team& team
     list[j].d2 = weight / largest;
   }
   team.sync();
-  const Real of_sum = Real(terms.near / largest);
-  const double factor = largest * unit;
-  const T* y = static_cast<const T*>(a.p.y);
+  return largest;
+}
+
+// grad[query, :] = factor (of_sum sum + sum_j weight_j (x - y_j)), the weights standing in list[0..n).
+template <class T>
+__device__ __noinline__ void gather(TeamShared<RealOf<T>> shared, int x_at, int list_at, int n, double of_sum,
+                                    double factor) {
+  using Real = RealOf<T>;
+  const Real* x = shared_at<Real>(x_at);
+  const Neighbour* list = shared_at<Neighbour>(list_at);
+  constexpr int kColumns = 8;  // of a thread, four by four
+  const Arguments& a = arguments();
+  const int c = 4 * this_team().thread;
+  const Real unit = Real(shared.task().unit);
+  Real* grad = static_cast<Real*>(a.o.grad) + int64_t(shared.task().query) * a.p.D;
   for (int from = 0; from < a.p.D; from += kTeam * kColumns) {
     Real g[kColumns] = {};
-    if (power > 0) {
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) {
-        const int c = from + 4 * team.thread + i / 4 * 4 * kTeam + i % 4;
-        if (c < a.p.D) g[i] = Real(shared.sum[c]) * of_sum;
-      }
-    }
     for (int j = 0; j < n; ++j) {
       const Real weight = Real(list[j].d2);
       if (weight == 0) continue;
-      const T* row = y + (list[j].index >> 1) * a.p.y_stride;
+      const T* row = static_cast<const T*>(a.p.y) + (list[j].index >> 1) * a.p.y_stride;
+      Real v[kColumns];
+      load_groups<T, kColumns>(row, from + c, 4 * kTeam, a.p.D, a.p.aligned, v);
+      subtract(x, from + c, 4 * kTeam, unit, shared.task().columns, v);
 #pragma unroll
-      for (int i = 0; i < kColumns; i += 4) {
-        const int c = from + 4 * team.thread + i * kTeam;
-        if (c >= a.p.D) continue;
-        Real v[4];
-        load4(row, c, a.p.D, a.p.aligned, v);
-#pragma unroll
-        for (int m = 0; m < 4; ++m) g[i + m] += weight * (shared.x[c + m] - v[m] * Real(unit));
-      }
+      for (int i = 0; i < kColumns; ++i) g[i] += weight * v[i];
     }
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const int c = from + 4 * team.thread + i / 4 * 4 * kTeam + i % 4;
-      if (c < a.p.D) grad[c] = Real(double(g[i]) * factor);
+      const int column = from + c + i / 4 * 4 * kTeam + i % 4;
+      if (column >= a.p.D) continue;
+      if (shared.task().power > 0) g[i] += Real(shared.sum()[column]) * Real(of_sum);
+      grad[column] = Real(double(g[i]) * factor);
     }
   }
 }
 
-// All outputs of a query from its list[0..n), sorted, n >= a.p.wanted, x in shared memory.
+// The gradient; 0 for degenerate rows, NaN for rows that NaN or Inf touches. The list loses its distances.
 template <class T>
-__device__ inline void write_query(const Arguments& a, const Team& team, TeamShared<RealOf<T>>& shared, Neighbour* list,
-                                   int n, int query, double unit, int power) {
+__device__ inline void write_gradient(const TeamShared<RealOf<T>>& shared, int x_at, int list_at, int n,
+                                      const LidTerms<double>& terms) {
+  const Arguments& a = arguments();
+  if (!(terms.lid > 0)) {
+    RealOf<T>* grad = static_cast<RealOf<T>*>(a.o.grad) + int64_t(shared.task().query) * a.p.D;
+    for (int c = this_team().thread; c < a.p.D; c += kTeam) grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
+    return;
+  }
+  const double near = terms.near, largest = weigh(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);
+  gather<T>(shared, x_at, list_at, n, near / largest, largest * shared.task().unit);
+}
+
+// All outputs of the task's query from its list[0..n), sorted, n >= a.p.wanted, and its row x.
+template <class T>
+__device__ __noinline__ void write_query(TeamShared<RealOf<T>> shared, int x_at, int list_at) {
   using Real = RealOf<T>;
-  list += a.p.drop, n -= a.p.drop;
-  if (a.r.knn) return write_neighbours<Real>(a, team, list, query, unit);
+  const Arguments& a = arguments();
+  list_at += a.p.drop * int(sizeof(Neighbour));
+  if (a.r.knn) return write_neighbours<Real>(shared, list_at);
   for (int t = 0; t < a.r.tracks; ++t) {
-    const auto tracked = team_lid(team, shared.scratch, Estimator(a.r.track_estimator[t]), a.r.track_k[t], list);
-    if (team.thread == 0) static_cast<Real*>(a.o.tracked)[int64_t(t) * a.p.B + query] = Real(tracked.lid);
+    const auto tracked = team_lid(shared.scratch_at(), Estimator(a.r.track_estimator[t]), a.r.track_k[t], list_at);
+    if (this_team().thread == 0) static_cast<Real*>(a.o.tracked)[int64_t(t) * a.p.B + shared.task().query] = Real(tracked.lid);
   }
-  const LidTerms<double> terms = team_lid(team, shared.scratch, Estimator(a.r.estimator), a.r.k, list);
-  if (team.thread == 0) {
-    static_cast<Real*>(a.o.lid)[query] = Real(terms.lid);
-    a.o.degenerate[query] = terms.degenerate;
+  const LidTerms<double> terms = team_lid(shared.scratch_at(), Estimator(a.r.estimator), a.r.k, list_at);
+  if (this_team().thread == 0) {
+    static_cast<Real*>(a.o.lid)[shared.task().query] = Real(terms.lid);
+    a.o.degenerate[shared.task().query] = terms.degenerate;
   }
-  if (a.r.gradient) write_gradient<T>(a, team, shared, list, n, query, unit, terms, power);
+  if (a.r.gradient) write_gradient<T>(shared, x_at, list_at, shared.task().n - a.p.drop, terms);
 }
 
 }  // namespace ldreg::cuda

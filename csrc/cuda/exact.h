@@ -39,64 +39,64 @@ __device__ __forceinline__ double sum_of_squares(const Real (&difference)[kValue
 
 __device__ inline double finite_or_inf(double d2) { return d2 < INFINITY ? d2 : INFINITY; }
 
-// list[c].d2 for c < n. If power > 0 (and D <= kWidest): also sum = sum over c < guessed of (x - y) / d^power, where
-// 0 < d < inf, and the index of those becomes 2 j + 1, of the others 2 j. kTogether references at a time.
+// d2 of the task's list[0..n). If its power > 0 (and D <= kWidest): also sum = sum over c < guessed of (x - y) / d^power,
+// where d is neither tiny nor infinite, and the index of those becomes 2 j + 1, of the others 2 j. kTogether references at a time.
 template <class T, int kValues, int kTogether>
-__device__ __forceinline__ void evaluate(const Arguments& a, const Team& team, const TeamShared<RealOf<T>>& shared, int n,
-                                         double unit64, int power, int guessed) {
+__device__ __noinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed) {
+  const Arguments& a = arguments();
   using Real = RealOf<T>;
   constexpr int kWarps = kTeam / kWarp, kStride = 4 * kTeam;
   static_assert(2 * kTogether * kWarps <= TeamShared<Real>::kScratch);
-  const Real unit = Real(unit64);
-  const int columns = TeamShared<Real>::columns(a.p.D);
-  const T* y = static_cast<const T*>(a.p.y);
   float sum[kValues] = {};
-  for (int first = 0; first < n; first += kTogether) {
+  for (int first = 0; first < shared.task().n; first += kTogether) {
     Real difference[kTogether][kValues];
     double d2[kTogether] = {};
     for (int from = 0; from < a.p.D; from += kWidest<kValues>) {
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        const int j = shared.list[smaller(first + t, n - 1)].index;
-        load_groups<T, kValues>(y + j * a.p.y_stride, from + 4 * team.thread, kStride, a.p.D, a.p.aligned, difference[t]);
+        const int j = shared.list()[smaller(first + t, shared.task().n - 1)].index;
+        const T* row = static_cast<const T*>(a.p.y) + j * a.p.y_stride;
+        load_groups<T, kValues>(row, from + 4 * this_team().thread, kStride, a.p.D, a.p.aligned, difference[t]);
       }
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        subtract(shared.x, from + 4 * team.thread, kStride, unit, columns, difference[t]);
+        subtract(shared.x(), from + 4 * this_team().thread, kStride, Real(shared.task().unit), shared.task().columns, difference[t]);
         d2[t] += sum_of_squares(difference[t]);
       }
     }
     // One barrier is enough, because two sets of partial sums take turns.
-    double* partial = shared.scratch + first / kTogether % 2 * kTogether * kWarps;
+    double* partial = shared.scratch() + first / kTogether % 2 * kTogether * kWarps;
 #pragma unroll
     for (int t = 0; t < kTogether; ++t) {
       const double mine = warp_sum(d2[t]);
-      if (team.lane == 0) partial[t * kWarps + team.warp] = mine;
+      if (lane_id() == 0) partial[t * kWarps + this_team().warp] = mine;
     }
-    team.sync();
+    this_team().sync();
     // Lane t of every warp looks after reference t.
     double whole = 0;
-    if (team.lane < kTogether)
-      for (int w = 0; w < kWarps; ++w) whole += partial[team.lane * kWarps + w];
+    const int lane = lane_id(), c = first + lane;
+    const bool mine = lane < kTogether && c < shared.task().n;
+    if (mine)
+      for (int w = 0; w < kWarps; ++w) whole += partial[lane * kWarps + w];
     whole = finite_or_inf(whole);
-    const int c = first + team.lane;
-    const bool summed = power > 0 && team.lane < kTogether && c < guessed && c < n && whole > 0 && whole < INFINITY;
-    if (team.warp == 0 && team.lane < kTogether && c < n) shared.list[c] = {whole, 2 * shared.list[c].index + summed};
+    const int power = shared.task().power;
+    const bool summed = power > 0 && mine && c < guessed && whole > 1e-30 && whole < INFINITY;  // in float32's range
+    if (this_team().warp == 0 && mine) shared.list()[c] = {whole, 2 * shared.list()[c].index + summed};
     if (power == 0) continue;
-    const float mine = summed ? float(1 / sqrt(whole)) : 0.0f;
+    const float inverse = summed ? 1 / sqrtf(float(whole)) : 0.0f;
 #pragma unroll
     for (int t = 0; t < kTogether; ++t) {
-      const float weight = __shfl_sync(kAllLanes, mine, t), again = power == 2 ? weight : 1.0f;
+      const float weight = __shfl_sync(kAllLanes, inverse, t), again = power == 2 ? weight : 1.0f;
       if (weight == 0) continue;
 #pragma unroll
       for (int i = 0; i < kValues; ++i) sum[i] += float(difference[t][i]) * again * weight;
     }
   }
-  if (power == 0) return;
+  if (shared.task().power == 0) return;
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
-    const int c = 4 * team.thread + i / 4 * kStride + i % 4;
-    if (c < columns) shared.sum[c] = sum[i];
+    const int c = 4 * this_team().thread + i / 4 * kStride + i % 4;
+    if (c < shared.task().columns) shared.sum()[c] = sum[i];
   }
 }
 

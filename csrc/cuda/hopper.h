@@ -29,11 +29,11 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void* rows) {
   return start | leading << 16 | stride << 32 | swizzle_128 << 62;
 }
 
-// Where this thread's s-th sum stands among the warpgroup's 64 rows and the 256 columns.
+// Where this thread's s-th sum stands among the warpgroup's 64 rows and the 128 columns.
 __device__ __forceinline__ int wgmma_row(int s) {
-  return int(threadIdx.x) / 32 % 4 * 16 + int(threadIdx.x) % 32 / 4 + (s >> 1 & 1) * 8;
+  return thread_id() / 32 % 4 * 16 + thread_id() % 32 / 4 + (s >> 1 & 1) * 8;
 }
-__device__ __forceinline__ int wgmma_column(int s) { return s / 4 * 8 + int(threadIdx.x) % 4 * 2 + (s & 1); }
+__device__ __forceinline__ int wgmma_column(int s) { return s / 4 * 8 + thread_id() % 4 * 2 + (s & 1); }
 
 }  // namespace ldreg::cuda
 
@@ -121,7 +121,7 @@ __device__ __forceinline__ void fence_proxy_async() { LDREG_HOPPER_ASM("fence.pr
       "+f"(s[i + 7])
 #define LDREG_SUMS_32(s, i) \
   LDREG_SUMS_8(s, i), LDREG_SUMS_8(s, i + 8), LDREG_SUMS_8(s, i + 16), LDREG_SUMS_8(s, i + 24)
-#define LDREG_SUMS_128(s) LDREG_SUMS_32(s, 0), LDREG_SUMS_32(s, 32), LDREG_SUMS_32(s, 64), LDREG_SUMS_32(s, 96)
+#define LDREG_SUMS_64(s) LDREG_SUMS_32(s, 0), LDREG_SUMS_32(s, 32)
 
 // Before the first product of a batch: earlier register and shared-memory accesses come first.
 __device__ __forceinline__ void warpgroup_arrive() { LDREG_HOPPER_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -138,31 +138,27 @@ __device__ __forceinline__ void warpgroup_wait() {
 }
 
 // Waits for every group. Naming the sums keeps the compiler from moving arithmetic on them to before the wait.
-__device__ __forceinline__ void warpgroup_finish(float (&sum)[128]) {
-  LDREG_HOPPER_ASM("wgmma.wait_group.sync.aligned 0;" : LDREG_SUMS_128(sum)::"memory");
+__device__ __forceinline__ void warpgroup_finish(float (&sum)[64]) {
+  LDREG_HOPPER_ASM("wgmma.wait_group.sync.aligned 0;" : LDREG_SUMS_64(sum)::"memory");
 }
 
-// sum = a b^T, or += with `accumulate`: 64 rows of a, 256 of b, 16 features of each, float16 products, float32 sums.
-__device__ __forceinline__ void wgmma_m64n256k16(float (&sum)[128], uint64_t a, uint64_t b, int accumulate) {
+// sum = a b^T, or += with `accumulate`: 64 rows of a, 128 of b, 16 features of each, float16 products, float32 sums.
+__device__ __forceinline__ void wgmma_m64n128k16(float (&sum)[64], uint64_t a, uint64_t b, int accumulate) {
   LDREG_HOPPER_ASM(
-      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %130, 0;\n\t"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %66, 0;\n\t"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      " %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      " %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, p, 1, 1, 0, 0;\n\t}"
-      : LDREG_SUMS_128(sum)
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, 0, 0;\n\t}"
+      : LDREG_SUMS_64(sum)
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
 #undef LDREG_SUMS_8
 #undef LDREG_SUMS_32
-#undef LDREG_SUMS_128
+#undef LDREG_SUMS_64
 
 // ---------------------------------------------------------------- roles within a block
 

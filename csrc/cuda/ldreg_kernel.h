@@ -13,8 +13,6 @@
 
 namespace ldreg::cuda {
 
-constexpr int kControlBytes = 1024;  // of shared memory, before what the stages use
-
 // What a block knows of where it is. In shared memory, so that no stage has to keep it in registers.
 struct Control {
   Cursor at;
@@ -23,26 +21,26 @@ struct Control {
   int rows;    // that every pair is computed for
   bool last;   // the block that finished last
 };
-static_assert(sizeof(Control) <= kControlBytes);
+static_assert(sizeof(Control) <= kArgumentsAt && kArgumentsAt + sizeof(Arguments) <= kControlBytes);
 
 // Doubles are never packed: all of their pairs are computed.
 struct NoTiles {
-  static constexpr bool kLooksAhead = false;
-  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kSharedBytes = 0;
-  static __device__ void run(const Arguments&, const Cursor&, unsigned, TileAt&, char*) {}
+  static constexpr bool kLooksAhead = false, kCompiled = true;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0;
+  static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}
 };
 
 // Scan, centre, pack and compact, whose jobs are ranges of rows. Returns the counter that the job counts for.
 template <class T>
-__device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& at, unsigned ticket, char* memory) {
+__device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, unsigned ticket, char* memory) {
   const Schedule schedule(a);
   const int job = int(ticket - at.first);
-  const bool waits = threadIdx.x == 0;
+  const bool waits = thread_id() == 0;
   switch (at.job) {
     case Job::scan: {
       const int centres = a.plan.tiles ? ceil_div(a.p.D, kCentreColumns) : 0;
-      if (job < centres) centre_columns<T>(a, job, memory);
-      else scan_rows<T>(a, job - centres);
+      if (job < centres) centre_columns<T>(job, memory);
+      else scan_rows<T>(job - centres);
       return a.s.state + kScanned;
     }
     case Job::pack_references: {
@@ -54,7 +52,7 @@ __device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& 
       }
       __syncthreads();
       const int first = (once ? 0 : schedule.first_position(at)) + job * kPackRows;
-      pack_rows<T>(a, false, first, smaller(first + kPackRows, once ? a.p.N : schedule.last_position(at)), 0,
+      pack_rows<T>(false, first, smaller(first + kPackRows, once ? a.p.N : schedule.last_position(at)), 0,
                    once ? 0 : schedule.base(at));
       return a.s.state + (parity ? kPackedReferencesOdd : kPackedReferences);
     }
@@ -65,7 +63,7 @@ __device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& 
       }
       __syncthreads();
       const int top = schedule.top(at.panel), first = job * kPackRows;
-      pack_rows<T>(a, true, first, smaller(first + kPackRows, schedule.bottom(at.panel) - top), top, 0);
+      pack_rows<T>(true, first, smaller(first + kPackRows, schedule.bottom(at.panel) - top), top, 0);
       return a.s.state + kPackedQueries;
     }
     default: {
@@ -77,7 +75,7 @@ __device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& 
       int* keys = reinterpret_cast<int*>(memory) + warp_id() * a.plan.cap;
       if (warp_id() < warps) {
         for (int slot = first + warp_id(); slot < smaller(first + kCompactRows, panel_rows); slot += warps)
-          compact_list(a, at, at.meets == a.plan.meetings, slot, keys);
+          compact_list(at, at.meets == a.plan.meetings, slot, keys);
       }
       __syncthreads();
       if (waits) signal(a.s.ready + schedule.block_of(at.panel, block));
@@ -87,9 +85,10 @@ __device__ __noinline__ unsigned* prepare_job(const Arguments& a, const Cursor& 
 }
 
 template <class T>
-__device__ __noinline__ void finish(const Arguments& a, Control& control, char* memory) {
+__device__ __noinline__ void finish(Control& control, char* memory) {
+  const Arguments& a = arguments();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (thread_id() == 0) {
     __threadfence();
     control.last = atomicAdd(a.s.state + kFinished, 1u) == gridDim.x - 1;
     __threadfence();
@@ -99,42 +98,46 @@ __device__ __noinline__ void finish(const Arguments& a, Control& control, char* 
   if (a.r.loss) write_loss<RealOf<T>>(a, reinterpret_cast<double*>(memory));
   __syncthreads();
   const int words = kFixedWords + (a.plan.tiles ? 2 * ceil_div(a.p.B, kBlock) : 0);  // arrivals and ready follow
-  for (int i = threadIdx.x; i < words; i += blockDim.x) a.s.state[i] = 0;
+  for (int i = thread_id(); i < words; i += blockDim.x) a.s.state[i] = 0;
 }
 
 template <class T, class Stage>
-__device__ inline void ldreg_block(const Arguments& a) {
+__device__ inline void ldreg_block(const Arguments& given) {
   Control& control = *reinterpret_cast<Control*>(shared_memory());
+  for (int i = thread_id(); i < int(sizeof(Arguments) / sizeof(int)); i += Stage::kThreads)
+    reinterpret_cast<int*>(shared_memory() + kArgumentsAt)[i] = reinterpret_cast<const int*>(&given)[i];
+  const Arguments& a = arguments();
+  __syncthreads();
   char* memory = shared_memory() + kControlBytes;
   const Schedule schedule(a);
   auto next_job = [&] {
     __syncthreads();  // everyone is through with the last job and its shared memory
-    if (threadIdx.x == 0) {
+    if (thread_id() == 0) {
       control.ticket = atomicAdd(a.s.state + kTicket, 1u);
       schedule.seek(control.at, control.ticket);
     }
     __syncthreads();
     return control.at.job;
   };
-  if (threadIdx.x == 0) control.at = schedule.start();
+  if (thread_id() == 0) control.at = schedule.start();
   for (Job job = next_job(); job != Job::direct;) {
     if (job == Job::tiles) {
-      Stage::run(a, control.at, control.ticket, control.tile, memory);
+      Stage::run(control.at, control.ticket, control.tile, memory, given.maps);
       job = Stage::kLooksAhead ? control.at.job : next_job();
       continue;
     }
     unsigned* done = a.s.state + kRowsDone;
     if (job == Job::rows) {
-      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T>(a, control.at, control.ticket, memory);
+      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kTogether>(control.at, control.ticket);
     } else {
       done = prepare_job<T>(a, control.at, control.ticket, memory);
     }
     __syncthreads();
-    if (threadIdx.x == 0) signal(done);
+    if (thread_id() == 0) signal(done);
     job = next_job();
   }
 
-  if (threadIdx.x == 0) {
+  if (thread_id() == 0) {
     if (a.plan.tiles) wait_for(a.s.state + kCompacted, control.at.compacts);
     else wait_for(a.s.state + kScanned, schedule.scan_jobs());
     control.rows = a.plan.tiles ? int(a.s.state[kFailed]) : a.p.B;
@@ -142,15 +145,15 @@ __device__ inline void ldreg_block(const Arguments& a) {
   __syncthreads();
   const auto job = [&] { return int(control.ticket - control.at.first); };
   while (job() < ceil_div(control.rows, schedule.direct_rows())) {
-    direct_job<T>(a, job(), control.rows, memory);
+    direct_job<T>(job(), control.rows);
     next_job();
   }
-  finish<T>(a, control, memory);
+  finish<T>(control, memory);
 }
 
 template <class T, class Stage>
 __global__ void __launch_bounds__(Stage::kThreads, 1) ldreg_kernel(const __grid_constant__ Arguments a) {
-  ldreg_block<T, Stage>(a);
+  if constexpr (Stage::kCompiled) ldreg_block<T, Stage>(a);  // for this architecture
 }
 
 }  // namespace ldreg::cuda

@@ -33,12 +33,12 @@ template <class T>
 __device__ inline void load4(const T* row, int c, int D, bool aligned, RealOf<T> (&out)[4]) {
   if (aligned) {
     Four<T> four = {};
-    if (c < D) four = *reinterpret_cast<const Four<T>*>(row + c);
+    if (c < D) four = *global(reinterpret_cast<const Four<T>*>(row + c));
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[i] = widen(four.v[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = c + i < D ? widen(row[c + i]) : RealOf<T>(0);
+    for (int i = 0; i < 4; ++i) out[i] = c + i < D ? widen(*global(row + c + i)) : RealOf<T>(0);
   }
 }
 
@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_groups(const T* row, int c, int stride, int
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i) {
       four[i] = {};
-      if (c + i * stride < D) four[i] = *reinterpret_cast<const Four<T>*>(row + c + i * stride);
+      if (c + i * stride < D) four[i] = *global(reinterpret_cast<const Four<T>*>(row + c + i * stride));
     }
 #pragma unroll
     for (int i = 0; i < kValues; ++i) out[i] = widen(four[i / 4].v[i % 4]);
@@ -60,7 +60,7 @@ __device__ __forceinline__ void load_groups(const T* row, int c, int stride, int
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       const int column = c + i / 4 * stride + i % 4;
-      out[i] = column < D ? widen(row[column]) : RealOf<T>(0);
+      out[i] = column < D ? widen(*global(row + column)) : RealOf<T>(0);
     }
   }
 }

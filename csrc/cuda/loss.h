@@ -18,7 +18,7 @@ __device__ void write_loss(const Arguments& a, double* scratch) {
   Real* values = static_cast<Real*>(a.o.value);
   Real* coeff = static_cast<Real*>(a.o.coeff);
   double total = 0, counted = 0;
-  for (int i = threadIdx.x; i < a.p.B; i += blockDim.x) {
+  for (int i = thread_id(); i < a.p.B; i += blockDim.x) {
     double value = 0, slope = 0;
     if (!a.o.degenerate[i]) {
       loss_row(form, log(double(lid[i])), a.r.goal, &value, &slope);
@@ -42,8 +42,8 @@ __device__ void write_loss(const Arguments& a, double* scratch) {
     total *= share;
   }
   if (reduction == Reduction::none) return;
-  if (threadIdx.x == 0) *values = Real(total);
-  for (int i = threadIdx.x; i < a.p.B; i += blockDim.x) coeff[i] = Real(double(coeff[i]) * share);
+  if (thread_id() == 0) *values = Real(total);
+  for (int i = thread_id(); i < a.p.B; i += blockDim.x) coeff[i] = Real(double(coeff[i]) * share);
 }
 
 }  // namespace ldreg::cuda

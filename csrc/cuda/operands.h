@@ -13,6 +13,7 @@
 namespace ldreg::cuda {
 
 constexpr int kSample = 64;            // references looked at for centre and scale
+constexpr int kCentreBytes = (kSample + 4) * kCentreColumns * int(sizeof(float));  // of shared memory
 constexpr float kPackedMax = 60000;    // beyond it features are clamped, and the residual says by how much
 constexpr float kNotFinite = 1e37f;    // norm of a row with NaN or Inf
 constexpr float kLost = 1e18f;         // residual of a row that float16 cannot follow at all
@@ -42,7 +43,8 @@ __device__ inline const T* row_of(const void* data, int64_t stride, int row) {
 
 // state[kLargest]: bits of the largest finite |feature| of kScanRows rows of x or y.
 template <class T>
-__device__ void scan_rows(const Arguments& a, int job) {
+__device__ __noinline__ void scan_rows(int job) {
+  const Arguments& a = arguments();
   using Real = RealOf<T>;
   const int of_x = ceil_div(a.p.B, kScanRows);
   const bool x = job < of_x;
@@ -70,18 +72,21 @@ __device__ void scan_rows(const Arguments& a, int job) {
 // centre of kCentreColumns columns, from kSample references; state[kExtent], [kShifted]: the largest |v - centre| and
 // |centre|. Each column's smallest and largest value are left out, so that one exploding row moves neither.
 template <class T>
-__device__ void centre_columns(const Arguments& a, int job, char* memory) {
+__device__ __noinline__ void centre_columns(int job, char* memory) {
+  const Arguments& a = arguments();
   constexpr int kGroups = 4, kEach = kSample / kGroups;
-  float* shared = reinterpret_cast<float*>(memory);  // [kGroups][kCentreColumns]
-  const int column = threadIdx.x % kCentreColumns, group = threadIdx.x / kCentreColumns;
-  const int c = job * kCentreColumns + column;
-  const bool works = group < kGroups && c < a.p.D;
-  float v[kEach];
-  for (int i = 0; i < kEach; ++i) {
-    const int row = int(int64_t(group * kEach + i) * a.p.N / kSample);
-    v[i] = works ? float(widen(row_of<T>(a.p.y, a.p.y_stride, row)[c])) : 0.0f;
-    if (!(fabsf(v[i]) < INFINITY)) v[i] = 0;
+  float* shared = reinterpret_cast<float*>(memory);        // [kGroups][kCentreColumns]
+  float* sample = shared + kGroups * kCentreColumns;       // [kSample][kCentreColumns]
+  for (int i = thread_id(); i < kSample * kCentreColumns; i += blockDim.x) {
+    const int row = int(int64_t(i / kCentreColumns) * a.p.N / kSample), c = job * kCentreColumns + i % kCentreColumns;
+    const float v = c < a.p.D ? float(widen(row_of<T>(a.p.y, a.p.y_stride, row)[c])) : 0.0f;
+    sample[i] = fabsf(v) < INFINITY ? v : 0.0f;
   }
+  __syncthreads();
+  const int column = thread_id() % kCentreColumns, group = thread_id() / kCentreColumns;
+  const int c = job * kCentreColumns + column;
+  const float* v = sample + (group < kGroups ? group * kEach * kCentreColumns : 0) + column;  // every kCentreColumns-th
+  const auto at = [&](int i) { return v[i * kCentreColumns]; };
   // All threads of a column combine what its four groups found.
   auto combine = [&](float mine, auto&& join) {
     if (group < kGroups) shared[group * kCentreColumns + column] = mine;
@@ -95,26 +100,26 @@ __device__ void centre_columns(const Arguments& a, int job, char* memory) {
   auto most = [](float s, float t) { return fmaxf(s, t); };
   auto sum = [](float s, float t) { return s + t; };
   float low = v[0], high = v[0];
-  for (int i = 1; i < kEach; ++i) low = fminf(low, v[i]), high = fmaxf(high, v[i]);
+  for (int i = 1; i < kEach; ++i) low = fminf(low, at(i)), high = fmaxf(high, at(i));
   low = combine(low, least), high = combine(high, most);
   float n = 0, mean = 0, spread = 0;
-  for (int i = 0; i < kEach; ++i) n += v[i] > low && v[i] < high;
+  for (int i = 0; i < kEach; ++i) n += at(i) > low && at(i) < high;
   n = fmaxf(combine(n, sum), 1.0f);
-  for (int i = 0; i < kEach; ++i) mean += v[i] > low && v[i] < high ? v[i] / n : 0.0f;
+  for (int i = 0; i < kEach; ++i) mean += at(i) > low && at(i) < high ? at(i) / n : 0.0f;
   mean = combine(mean, sum);
-  for (int i = 0; i < kEach; ++i) spread += v[i] > low && v[i] < high ? fabsf(v[i] - mean) / n : 0.0f;
+  for (int i = 0; i < kEach; ++i) spread += at(i) > low && at(i) < high ? fabsf(at(i) - mean) / n : 0.0f;
   spread = combine(spread, sum);
   // All equal: every value is the smallest, and the centre. Eight bits of centre keep low-bit features low-bit.
   mean = __bfloat162float(__float2bfloat16_rn(low == high ? low : mean));
   const float centre = fabsf(mean) > spread && fabsf(mean) < INFINITY ? mean : 0.0f;
   float extent = 0, everything = 0;
   for (int i = 0; i < kEach; ++i) {
-    const float offset = fabsf(v[i] - centre);
+    const float offset = fabsf(at(i) - centre);
     everything = fmaxf(everything, offset);
-    if (v[i] > low && v[i] < high) extent = fmaxf(extent, offset);
+    if (at(i) > low && at(i) < high) extent = fmaxf(extent, offset);
   }
   extent = combine(extent, most), everything = combine(everything, most);
-  if (!works || group != 0) return;
+  if (c >= a.p.D || group != 0) return;
   a.s.centre[c] = centre;
   // Two values only (features of {0, 1}, say): nothing is between them. atomicMax, because the bits of floats >= 0 are
   // ordered like the floats.
@@ -124,7 +129,8 @@ __device__ void centre_columns(const Arguments& a, int job, char* memory) {
 
 // Rows first.. of queries or references into the packed matrix, with norms and residuals.
 template <class T>
-__device__ void pack_rows(const Arguments& a, bool queries, int first, int last, int panel_top, int64_t base) {
+__device__ __noinline__ void pack_rows(bool queries, int first, int last, int panel_top, int64_t base) {
+  const Arguments& a = arguments();
   // Features then reach 2^6, which leaves float16 ten binary digits above and 20 below.
   const float scale = power_of_two(6 - (int(a.s.state[kExtent] >> 23) - 127)).scale;
   const bool centred = a.s.state[kShifted] != 0;

@@ -112,7 +112,7 @@ Plan make_plan(const Problem& p, bool tiles, const Limits& limits, int64_t budge
 template <class Real>
 int stage_bytes(const Problem& p, const Plan& plan, const Limits& limits) {
   int bytes = plan.teams * team_bytes<Real>(p, plan, plan.together);
-  if (plan.tiles) bytes = std::max({bytes, limits.tile_bytes, plan.compacting * plan.cap * int(sizeof(int)), 4096});
+  if (plan.tiles) bytes = std::max({bytes, limits.tile_bytes, plan.compacting * plan.cap * int(sizeof(int)), kCentreBytes});
   return std::max(bytes, 1024);
 }
 

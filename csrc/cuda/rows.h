@@ -11,43 +11,53 @@
 
 namespace ldreg::cuda {
 
-template <class T>
-__device__ __noinline__ void rows_job(const Arguments& a, const Cursor& at, unsigned ticket, char* memory) {
+// The list of `slot`, sorted by distance, and what its query needs, to the team's shared memory.
+template <class T, int kTogether>
+__device__ inline void load_list(const TeamShared<RealOf<T>>& shared, int slot) {
+  const Arguments& a = arguments();
+  const int n = shared.task().n;
+  const Candidate* list = a.s.list + int64_t(slot) * a.plan.cap;
+  for (int c = this_team().thread; c < n; c += kTeam) {
+    const Candidate item = list[c];
+    shared.list()[c] = {double(item.key), reference_at(a, item.position)};
+  }
+  load_query<T>(a, shared.task().query, RealOf<T>(shared.task().unit), shared.x());
+  this_team().sync();
+  if (shared.task().power > 0) sort(shared.list_at(), n);
+  if (a.p.D <= kWidest<4>) evaluate<T, 4, 2 * kTogether>(shared, a.r.k);
+  else evaluate<T, 16, kTogether>(shared, a.r.k);
+  this_team().sync();
+  sort(shared.list_at(), shared.task().n);
+}
+
+template <class T, int kTogether>
+__device__ __noinline__ void rows_job(const Cursor& at, unsigned ticket) {
   using Real = RealOf<T>;
+  const Arguments& a = arguments();
   const Schedule schedule(a);
-  const Team team = this_team();
   const int panel_rows = schedule.bottom(at.panel) - schedule.top(at.panel);
   const int first = int(ticket - at.first) * schedule.rows_of_job();
   const int last = smaller(first + schedule.rows_of_job(), panel_rows);
-  if (threadIdx.x == 0) {
+  if (thread_id() == 0) {
     for (int b = first / kBlock; b <= (last - 1) / kBlock; ++b)
       wait_for(a.s.ready + schedule.block_of(at.panel, b), schedule.compactions(at.panel, b, at.step + 1));
   }
   __syncthreads();
-  if (team.id >= a.plan.teams) return;
+  if (this_team().id >= a.plan.teams) return;
 
-  const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16>;
-  const int power = sums ? near_power(Estimator(a.r.estimator)) : 0;
-  const unsigned long long largest = *reinterpret_cast<const unsigned long long*>(a.s.state + kLargestLow);
-  const double unit = unit_of(largest, Real());
-  TeamShared<Real> shared(memory + team.id * TeamShared<Real>::bytes(1, a.plan.room, a.p.D, true), 1, a.plan.room, a.p.D);
-  for (int slot = first + team.id; slot < last; slot += a.plan.teams) {
-    const int n = int(a.s.count[slot]), query = query_of(a, at.panel, slot);
-    if (n > a.plan.cap) continue;
-    const Candidate* list = a.s.list + int64_t(slot) * a.plan.cap;
-    for (int c = team.thread; c < n; c += kTeam) {
-      const Candidate item = list[c];
-      shared.list[c] = {double(item.key), reference_at(a, item.position)};
+  const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(1, a.plan.room, a.p.D, true)};
+  for (int slot = first + this_team().id; slot < last; slot += a.plan.teams) {
+    if (a.s.count[slot] > unsigned(a.plan.cap)) continue;
+    if (this_team().thread == 0) {
+      const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16>;
+      const auto largest = *reinterpret_cast<const unsigned long long*>(a.s.state + kLargestLow);
+      shared.task() = {unit_of(largest, Real()), 1, a.plan.room, TeamShared<Real>::padded(a.p.D),
+                       query_of(a, at.panel, slot), int(a.s.count[slot]), sums ? near_power(Estimator(a.r.estimator)) : 0};
     }
-    load_query<T>(a, team, query, Real(unit), shared.x);
-    team.sync();
-    if (power > 0) sort(team, shared.list, n);
-    if (a.p.D <= kWidest<4>) evaluate<T, 4, 8>(a, team, shared, n, unit, power, a.r.k);
-    else evaluate<T, 16, 4>(a, team, shared, n, unit, power, a.r.k);
-    team.sync();
-    sort(team, shared.list, n);
-    write_query<T>(a, team, shared, shared.list, n, query, unit, power);
-    team.sync();
+    this_team().sync();
+    load_list<T, kTogether>(shared, slot);
+    write_query<T>(shared, shared.x_at(), shared.list_at());
+    this_team().sync();
   }
 }
 

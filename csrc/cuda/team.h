@@ -15,7 +15,7 @@ struct Team {
 };
 
 __device__ inline Team this_team() {
-  return {int(threadIdx.x) / kTeam, int(threadIdx.x) % kTeam, warp_id() % (kTeam / kWarp), lane_id()};
+  return {thread_id() / kTeam, thread_id() % kTeam, warp_id() % (kTeam / kWarp), lane_id()};
 }
 
 LDREG_HD int power_above(int n) {
@@ -24,33 +24,42 @@ LDREG_HD int power_above(int n) {
   return power;
 }
 
-// What a team keeps in shared memory, for features of type Real. `queries` lists and rows of x; sums only if asked for.
+// What a team keeps in shared memory, for features of type Real: its task, scratch, rows of x, lists, and sums if asked
+// for. Stages are functions of their own and get this offset alone: what a caller holds in registers its callees lack.
 template <class Real>
 struct TeamShared {
-  Neighbour* list;  // [queries][room]
-  Real* x;          // [queries][columns], times the unit, 0 from column D on
-  float* sum;       // [columns]
-  double* scratch;  // [kScratch]
-  int* count;       // [8]
+  struct Task {
+    double unit;
+    int queries, room, columns;  // rows of x and lists there are room for; entries of a list; features of a row, padded
+    int query, n, power;         // at hand: its row, the length of its list, estimate.h
+  };
+  int offset;  // in the block's shared memory
 
   static constexpr int kScratch = 64, kFixedBytes = 1024;
-
-  LDREG_HD static int columns(int D) { return (D + 4 * kWarp - 1) / (4 * kWarp) * (4 * kWarp); }
+  LDREG_HD static int padded(int D) { return (D + 4 * kWarp - 1) / (4 * kWarp) * (4 * kWarp); }
   LDREG_HD static int bytes(int queries, int room, int D, bool sums) {
-    return queries * (room * int(sizeof(Neighbour)) + columns(D) * int(sizeof(Real))) +
-           (sums ? columns(D) * int(sizeof(float)) : 0) + kFixedBytes;
+    return kFixedBytes + queries * (padded(D) * int(sizeof(Real)) + room * int(sizeof(Neighbour))) +
+           (sums ? padded(D) * int(sizeof(float)) : 0);
   }
-  __device__ TeamShared(char* memory, int queries, int room, int D) {
-    list = reinterpret_cast<Neighbour*>(memory);
-    scratch = reinterpret_cast<double*>(list + queries * room);
-    count = reinterpret_cast<int*>(scratch + kScratch);
-    x = reinterpret_cast<Real*>(memory + queries * room * sizeof(Neighbour) + kFixedBytes);
-    sum = reinterpret_cast<float*>(x + queries * columns(D));
+  __device__ Task& task() const { return *shared_at<Task>(offset); }
+  __device__ int* words() const { return shared_at<int>(offset + 128); }            // [32]
+  __device__ double* scratch() const { return shared_at<double>(scratch_at()); }  // [kScratch]
+  __device__ int scratch_at() const { return offset + 256; }
+  __device__ int x_at(int query = 0) const {
+    return offset + kFixedBytes + query * task().columns * int(sizeof(Real));
   }
+  __device__ int list_at(int query = 0) const {
+    return x_at(task().queries) + query * task().room * int(sizeof(Neighbour));
+  }
+  __device__ Real* x(int query = 0) const { return shared_at<Real>(x_at(query)); }  // times the unit, 0 from column D on
+  __device__ Neighbour* list(int query = 0) const { return shared_at<Neighbour>(list_at(query)); }
+  __device__ float* sum() const { return shared_at<float>(list_at(task().queries)); }
 };
 
 // list[0..n) by ascending (distance, index); what is behind n, up to the next power of two, is overwritten.
-static __device__ __noinline__ void sort(const Team& team, Neighbour* list, int n) {
+static __device__ __noinline__ void sort(int list_at, int n) {
+  Neighbour* list = shared_at<Neighbour>(list_at);
+  const Team team = this_team();
   const int power = power_above(n);
   for (int i = n + team.thread; i < power; i += kTeam) list[i] = {INFINITY, 0x7fffffff};
   team.sync();
@@ -87,9 +96,10 @@ __device__ inline double team_max(const Team& team, double* scratch, double v) {
 
 // Row `query` of x to shared memory, in the unit.
 template <class T>
-__device__ inline void load_query(const Arguments& a, const Team& team, int query, RealOf<T> unit, RealOf<T>* x) {
+__device__ inline void load_query(const Arguments& a, int query, RealOf<T> unit, RealOf<T>* x) {
+  const Team team = this_team();
   const T* row = static_cast<const T*>(a.p.x) + query * a.p.x_stride;
-  for (int c = 4 * team.thread; c < TeamShared<RealOf<T>>::columns(a.p.D); c += 4 * kTeam) {
+  for (int c = 4 * team.thread; c < TeamShared<RealOf<T>>::padded(a.p.D); c += 4 * kTeam) {
     RealOf<T> v[4];
     load4(row, c, a.p.D, a.p.aligned, v);
     for (int i = 0; i < 4; ++i) x[c + i] = v[i] * unit;

@@ -94,14 +94,16 @@ __device__ inline void drain(const Arguments& a, const TileAt& at, const Hit* qu
 template <class Loop, bool kBack, class Sums>
 __device__ __forceinline__ unsigned hits_of(const Side* rows, const Side* columns, const Sums& sum, int part) {
   unsigned hits = 0;
+  const int first_row = opaque(Loop::row(0)), first_column = opaque(Loop::column(0));
 #pragma unroll(Loop::kUnroll)
   for (int s = 0; s < 32; ++s) {
-    const Side& row = rows[Loop::row(part + s)];
-    const Side& column = columns[Loop::column(part + s)];
+    const Side& row = rows[first_row + Loop::row_step(part + s)];
+    const Side& column = columns[first_column + Loop::column_step(part + s)];
     const Side& query = kBack ? column : row;
     const Side& reference = kBack ? row : column;
-    const float lower = reference.bias - 2 * sum[part + s] - reference.residual * query.reach;
+    const float lower = minus_twice(reference.bias, sum[part + s]) - reference.residual * query.reach;
     hits |= unsigned(lower <= query.limit) << s;
+    if (s % 4 == 3) keep_order();
   }
   return hits;
 }
@@ -125,13 +127,16 @@ __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, c
   const int total = __shfl_sync(kAllLanes, before, kWarp - 1);
   for (int window = 0;; window += kQueue) {  // once, but for a flood
     int place = before - mine - window;
+    const unsigned now[2] = {unsigned(opaque(int(low))), unsigned(opaque(int(high)))};
+    const int row = opaque(Loop::row(0)), column = opaque(Loop::column(0));
 #pragma unroll(Loop::kUnroll)
     for (int s = 0; s < 64; ++s) {
-      if (!((s < 32 ? low : high) >> s % 32 & 1)) continue;
-      const int r = Loop::row(part + s), c = Loop::column(part + s);
-      const float key = (kBack ? rows[r] : columns[c]).norm - 2 * sum[part + s];
+      if (!(now[s / 32] >> s % 32 & 1)) continue;
+      const int r = row + Loop::row_step(part + s), c = column + Loop::column_step(part + s);
+      const float key = minus_twice((kBack ? rows[r] : columns[c]).norm, sum[part + s]);
       if (unsigned(place) < unsigned(kQueue)) queue[place] = {unsigned(r | c << 8 | (kBack ? 1 << 16 : 0)), sortable(key)};
       ++place;
+      if (s % 4 == 3) keep_order();
     }
     __syncwarp();
     if (total - window <= kQueue) return total - window;

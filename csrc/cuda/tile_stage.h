@@ -10,8 +10,8 @@ namespace ldreg::cuda {
 
 template <class Loop>
 struct TileStage {
-  static constexpr bool kLooksAhead = false;
-  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep;
+  static constexpr bool kLooksAhead = false, kCompiled = true;
+  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4;
 
   struct Shared {  // where the operands were
     float sum[Loop::kSums][kThreads];
@@ -28,27 +28,30 @@ struct TileStage {
     static constexpr int kSums = Loop::kSums, kUnroll = 4;
     static __device__ int row(int s) { return Loop::row(s); }
     static __device__ int column(int s) { return Loop::column(s); }
+    static __device__ int row_step(int s) { return Loop::row(s) - Loop::row(0); }
+    static __device__ int column_step(int s) { return Loop::column(s) - Loop::column(0); }
   };
   static constexpr int kSharedBytes = Loop::kSharedBytes > int(sizeof(Shared)) ? Loop::kSharedBytes : int(sizeof(Shared));
   static_assert(kThreads == 2 * kBlock, "a thread looks up one side of the tile");
 
   // `tile` is in shared memory.
-  static __device__ __noinline__ void run(const Arguments& a, const Cursor& at, unsigned ticket, TileAt& tile, char* memory) {
-    if (threadIdx.x == 0) {
+  static __device__ __noinline__ void run(const Cursor& at, unsigned ticket, TileAt& tile, char* memory, const TensorMap*) {
+    const Arguments& a = arguments();
+    if (thread_id() == 0) {
       tile = tile_at(a, at, ticket);
       if (tile.m[0].there) await_tile(a, at, tile);
     }
     __syncthreads();
     if (tile.m[0].there) one_tile(a, at, tile, memory);
     __syncthreads();
-    if (threadIdx.x == 0) tile_done(a, at, tile);
+    if (thread_id() == 0) tile_done(a, at, tile);
   }
 
  private:
   static __device__ inline void one_tile(const Arguments& a, const Cursor& at, const TileAt& tile, char* memory) {
     const int columns = a.plan.columns;
-    const bool row = threadIdx.x < kBlock, back = tile.m[0].back;
-    const int i = threadIdx.x % kBlock, slot = tile.slot(i), position = tile.position(i);
+    const bool row = thread_id() < kBlock, back = tile.m[0].back;
+    const int i = thread_id() % kBlock, slot = tile.slot(i), position = tile.position(i);
     Side side = query_side(a, tile, row ? slot : position, row || back);
     if (!row || back) reference_side(a, row ? slot : position, side);
 
@@ -58,10 +61,10 @@ struct TileStage {
 
     Shared& shared = *reinterpret_cast<Shared*>(memory);
 #pragma unroll
-    for (int s = 0; s < Loop::kSums; ++s) shared.sum[s][threadIdx.x] = sum[s];
+    for (int s = 0; s < Loop::kSums; ++s) shared.sum[s][thread_id()] = sum[s];
     (row ? shared.rows : shared.columns)[i] = side;
     __syncthreads();
-    const Sums sums{&shared.sum[0][threadIdx.x]};
+    const Sums sums{&shared.sum[0][thread_id()]};
     Hit* queue = shared.queue[warp_id()];
     int n = push_hits<Layout, false>(a, tile, shared.rows, shared.columns, sums, 0, queue);
     drain(a, tile, queue, n, lane_id(), kWarp);

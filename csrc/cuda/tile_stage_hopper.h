@@ -1,11 +1,13 @@
-// The tile stage on Hopper: one warp loads, two warpgroups multiply, three warps append candidates, all at the same time.
+// The tile stage on Hopper: one warp loads, four warpgroups multiply, three warps append candidates, all at the same time.
 //
 // Contract: as TileStage, but `run` works off tiles until the next ticket is something else, which it leaves in the cursor
 // (kLooksAhead), so that operands of the next tile are on their way while this one is filtered. A tile is 128 queries by
 // 256 references. Roles meet through mbarriers only:
 //   loader      ticket, dependencies, tensor copies into a ring of kStages x 48 KB; a record of each tile for the others
-//   matrix      64 x 256 products a warpgroup in registers; hits into the warp's queue
+//   matrix      64 x 128 products a warpgroup in registers; hits into the warp's queue
 //   selection   queues to lists; counts the tile as done
+// Four warpgroups, so that 64 sums a thread fit without setmaxnreg: the compiler cannot deal registers out inside the loop
+// over jobs (it then serialises wgmma), and 96 of a thread are enough for everything else.
 #pragma once
 
 #include "hopper.h"
@@ -13,13 +15,15 @@
 
 namespace ldreg::cuda {
 
+#if !defined(LDREG_HOPPER)
+#define LDREG_HOPPER 0
+#endif
+
 struct HopperTileStage {
-  static constexpr bool kLooksAhead = true;
-  static constexpr int kThreads = 384, kWidth = 2, kStep = 64;
-  static constexpr int kMatrixWarps = 8, kSelectionWarps = 3, kStages = 3, kBuffers = 2;
+  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER;
+  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1;
+  static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kStages = 3, kBuffers = 2;
   static constexpr int kBoxBytes = kBlock * kStep * 2, kStageBytes = (1 + kWidth) * kBoxBytes;
-  // 168 registers of each thread at launch are dealt out anew: 88 + 2 * 208 = 3 * 168.
-  static constexpr int kAtLaunch = 168, kHelpers = 88, kMatrix = 208;
 
   struct Record {  // a tile, from the loader to the others; at.job says whether there is one
     Cursor at;
@@ -47,30 +51,28 @@ struct HopperTileStage {
     }
   };
 
+  // Warpgroups stand 2 x 2: 64 rows, and one of the two blocks of references.
   struct Layout {
-    static constexpr int kSums = 128, kUnroll = 128;
-    static __device__ int row(int s) { return (warp_id() / 4 - 1) * 64 + wgmma_row(s); }
-    static __device__ int column(int s) { return wgmma_column(s); }
+    static constexpr int kSums = 64, kUnroll = 64;
+    static __device__ int group() { return warp_id() / 4 - 1; }
+    static __device__ int row(int s) { return group() % 2 * 64 + wgmma_row(s); }
+    static __device__ int column(int s) { return group() / 2 * kBlock + wgmma_column(s); }
+    static __device__ int row_step(int s) { return (s >> 1 & 1) * 8; }
+    static __device__ int column_step(int s) { return s / 4 * 8 + (s & 1); }
   };
 
-  static __device__ __forceinline__ void run(const Arguments& a, Cursor& at, unsigned& ticket, TileAt&, char* memory) {
+  static __device__ __forceinline__ void run(Cursor& at, unsigned& ticket, TileAt&, char* memory, const TensorMap* maps) {
 #if LDREG_HOPPER
+    const Arguments& a = arguments();
     Shared& shared = *reinterpret_cast<Shared*>(memory + kStages * kStageBytes);
-    if (threadIdx.x == 0) open(shared);
+    if (thread_id() == 0) open(shared);
     __syncthreads();
     const int group = __shfl_sync(kAllLanes, warp_id() / 4, 0);  // the compiler then knows that it is uniform
-    if (group == 0) {
-      give_registers<kHelpers>();
-      if (warp_id() > 0) select(a, shared);
-      else if (elect_one()) load(a, at, ticket, memory, shared);
-      take_registers<kAtLaunch>();
-    } else {
-      take_registers<kMatrix>();
-      multiply(a, group - 1, memory, shared);
-      give_registers<kAtLaunch>();
-    }
+    if (group > 0) multiply(a, group - 1, memory, shared);
+    else if (warp_id() > 0) select(a, shared);
+    else if (elect_one()) load(a, at, ticket, memory, shared, maps);
     __syncthreads();
-    if (threadIdx.x == 0) close(shared);
+    if (thread_id() == 0) close(shared);
     __syncthreads();
 #endif
   }
@@ -93,10 +95,11 @@ struct HopperTileStage {
   }
 
   // One thread.
-  static __device__ __forceinline__ void load(const Arguments& a, Cursor& at, unsigned& ticket, char* memory, Shared& shared) {
+  static __device__ __forceinline__ void load(const Arguments& a, Cursor& at, unsigned& ticket, char* memory, Shared& shared,
+                                              const TensorMap* maps) {
     const Schedule schedule(a);
-    const auto* x_map = reinterpret_cast<const CUtensorMap*>(&a.maps[0]);
-    const auto* y_map = reinterpret_cast<const CUtensorMap*>(&a.maps[1]);
+    const auto* x_map = reinterpret_cast<const CUtensorMap*>(maps);
+    const auto* y_map = reinterpret_cast<const CUtensorMap*>(maps + 1);
     Turn<kStages> stage;
     Turn<kBuffers> record;
     for (;; record.advance()) {
@@ -106,7 +109,7 @@ struct HopperTileStage {
       if (at.job == Job::tiles) next.tile = tile_at(a, at, ticket);
       mbarrier_arrive(shared.record_full + record.at);
       if (at.job != Job::tiles) return;
-      const TileAt tile = next.tile;
+      const TileAt& tile = next.tile;
       if (tile.m[0].there || tile.m[1].there) {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
@@ -130,24 +133,25 @@ struct HopperTileStage {
     }
   }
 
-  // Two warpgroups; `group` has the queries from 64 group on.
+  // Four warpgroups.
   static __device__ __forceinline__ void multiply(const Arguments& a, int group, char* memory, Shared& shared) {
-    const uint64_t first_x = wgmma_descriptor(memory) + group * 512, first_y = wgmma_descriptor(memory + kBoxBytes);
-    const int thread = int(threadIdx.x) - kTeam;
+    const uint64_t first_x = wgmma_descriptor(memory) + group % 2 * 512;  // in units of 16 bytes
+    const uint64_t first_y = wgmma_descriptor(memory + (1 + group / 2) * kBoxBytes);
+    const int thread = thread_id() - kTeam;
     Turn<kStages> stage;
     Turn<kBuffers> record, queue;
     for (;; record.advance()) {
       mbarrier_wait(shared.record_full + record.at, record.parity);
       const Record& tile = shared.record[record.at];
       if (tile.at.job != Job::tiles) return;
-      float sum[Layout::kSums];
+      float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
       int previous = 0;
       for (int c = 0; c < a.plan.columns; c += kStep) {
         mbarrier_wait(shared.full + stage.at, stage.parity);
         const uint64_t x = first_x + stage.at * (kStageBytes >> 4), y = first_y + stage.at * (kStageBytes >> 4);
         warpgroup_arrive();
 #pragma unroll
-        for (int k = 0; k < kStep / 16; ++k) wgmma_m64n256k16(sum, x + 2 * k, y + 2 * k, c > 0 || k > 0);
+        for (int k = 0; k < kStep / 16; ++k) wgmma_m64n128k16(sum, x + 2 * k, y + 2 * k, c > 0 || k > 0);
         warpgroup_commit();
         warpgroup_wait<1>();  // this step's products go on; those of the one before have read their stage
         if (c > 0 && lane_id() == 0) mbarrier_arrive(shared.empty + previous);
@@ -159,7 +163,8 @@ struct HopperTileStage {
 
       look_up(a, tile, thread, shared);
       named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);
-      filter(a, tile, sum, shared, queue);
+      round<false>(a, tile.tile, sum, shared, queue);
+      if (a.plan.symmetric) round<true>(a, tile.tile, sum, shared, queue);
       named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);  // the sides are no longer read
       if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at);
     }
@@ -167,55 +172,46 @@ struct HopperTileStage {
 
   static constexpr int kMatrixBarrier = 8, kSelectionBarrier = 9;
 
-  // Sides of the tile, by 256 threads.
+  // Sides of the tile: 384 of the 512 threads have one to look up.
   static __device__ __forceinline__ void look_up(const Arguments& a, const Record& record, int thread, Shared& shared) {
     const TileAt& tile = record.tile;
-    const Meeting& m = tile.m[thread / kBlock];
-    const int position = tile.position(thread);
-    Side column = query_side(a, tile, position, m.back);
-    if (m.there) reference_side(a, position, column);
-    shared.columns[thread] = column;
-    if (thread >= kBlock) return;
-    const bool back = tile.m[0].back || tile.m[1].back;
-    Side row = query_side(a, tile, tile.slot(thread), true);
-    if (back) reference_side(a, tile.slot(thread), row);
-    shared.rows[thread] = row;
+    if (thread < kWidth * kBlock) {
+      const Meeting& m = tile.m[thread / kBlock];
+      const int position = tile.position(thread);
+      Side column = query_side(a, tile, position, m.back);
+      if (m.there) reference_side(a, position, column);
+      shared.columns[thread] = column;
+    } else if (thread < (kWidth + 1) * kBlock) {
+      const int row = thread - kWidth * kBlock;
+      Side side = query_side(a, tile, tile.slot(row), true);
+      if (tile.m[0].back || tile.m[1].back) reference_side(a, tile.slot(row), side);
+      shared.rows[row] = side;
+    }
   }
 
-  // The queue's rounds: half the products each, for the queries, then for the references.
-  static __device__ __forceinline__ void filter(const Arguments& a, const Record& record, const float (&sum)[Layout::kSums],
-                                                Shared& shared, Turn<kBuffers>& queue) {
-    const TileAt& tile = record.tile;
+  // A round of the queue: hits for the lists of the queries or, if kBack, of the references.
+  template <bool kBack>
+  static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, const float (&sum)[Layout::kSums],
+                                               Shared& shared, Turn<kBuffers>& queue) {
     const int warp = warp_id() - kTeam / kWarp;
-    const auto round = [&](auto&& push) {
-      mbarrier_wait(shared.queue_empty + queue.at, queue.parity ^ 1);
-      const int n = push(shared.queue[queue.at][warp]);
-      if (lane_id() == 0) {
-        shared.count[queue.at][warp] = n;
-        mbarrier_arrive(shared.queue_full + queue.at);
-      }
-      queue.advance();
-    };
-    round([&](Hit* to) { return push_hits<Layout, false>(a, tile, shared.rows, shared.columns, sum, 0, to); });
-    round([&](Hit* to) { return push_hits<Layout, false>(a, tile, shared.rows, shared.columns, sum, 64, to); });
-    if (!a.plan.symmetric) return;
-    round([&](Hit* to) { return push_hits<Layout, true>(a, tile, shared.rows, shared.columns, sum, 0, to); });
-    round([&](Hit* to) { return push_hits<Layout, true>(a, tile, shared.rows, shared.columns, sum, 64, to); });
-  }
-
-  static __device__ __forceinline__ int rounds(const Arguments& a) {
-    return a.plan.symmetric ? 4 : 2;
+    mbarrier_wait(shared.queue_empty + queue.at, queue.parity ^ 1);
+    const int n = push_hits<Layout, kBack>(a, tile, shared.rows, shared.columns, sum, 0, shared.queue[queue.at][warp]);
+    if (lane_id() == 0) {
+      shared.count[queue.at][warp] = n;
+      mbarrier_arrive(shared.queue_full + queue.at);
+    }
+    queue.advance();
   }
 
   // Three warps.
   static __device__ __forceinline__ void select(const Arguments& a, Shared& shared) {
-    const int thread = int(threadIdx.x) - kWarp, threads = kSelectionWarps * kWarp;
+    const int thread = thread_id() - kWarp, threads = kSelectionWarps * kWarp;
     Turn<kBuffers> record, queue;
     for (;; record.advance()) {
       mbarrier_wait(shared.record_full + record.at, record.parity);
       const Record& tile = shared.record[record.at];
       if (tile.at.job != Job::tiles) return;
-      for (int r = 0; r < rounds(a); ++r, queue.advance()) {
+      for (int r = 0; r < (a.plan.symmetric ? 2 : 1); ++r, queue.advance()) {
         mbarrier_wait(shared.queue_full + queue.at, queue.parity);
         int before = 0;  // hits of the warps before this one: all threads take turns over the hits of all
         for (int w = 0; w < kMatrixWarps; ++w) {

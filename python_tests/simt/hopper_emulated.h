@@ -40,7 +40,7 @@ inline CUtensorMap tensor_map(const void* rows, uint64_t row_count, uint64_t col
 // ---------------------------------------------------------------- state of a block
 
 constexpr int kBoxBytes = kBoxRows * kBoxColumns * 2, kRowBytes = kBoxColumns * 2;
-constexpr int kProductRows = 16, kProductColumns = 256, kProductDepth = 16;  // of one warp
+constexpr int kProductRows = 16, kProductColumns = 128, kProductDepth = 16;  // of one warp
 constexpr int kMaxCount = (1 << 20) - 1;                                     // arrivals and bytes of a phase
 
 struct Barrier {
@@ -258,7 +258,7 @@ inline void give(Warp& warp) {
   if (!warp.in_flight) {
     require(warp.fenced, "the first product has no warpgroup_arrive before it");
     for (int l = 0; l < 32; ++l)
-      for (int s = 0; s < 128; ++s) held(warp, l, s) = warp.sums[l][s], warp.sums[l][s] = NAN;
+      for (int s = 0; s < 64; ++s) held(warp, l, s) = warp.sums[l][s], warp.sums[l][s] = NAN;
     warp.in_flight = true;
   }
   warp.open.products.push_back(product);
@@ -273,7 +273,7 @@ inline void finish(Warp& warp) {
   complete(warp, 0);
   if (!warp.in_flight) return;
   for (int l = 0; l < 32; ++l)
-    for (int s = 0; s < 128; ++s) {
+    for (int s = 0; s < 64; ++s) {
       require(warp.sums[l][s] != warp.sums[l][s], "sums were written while products were in flight");
       warp.sums[l][s] = held(warp, l, s);
     }
@@ -376,13 +376,13 @@ void warpgroup_wait() {
   if (warp.meeting.leads("wgmma.wait_group")) complete(warp, N);
 }
 
-inline void warpgroup_finish(float (&sum)[128]) {
+inline void warpgroup_finish(float (&sum)[64]) {
   Warp& warp = this_warp();
   name_sums(warp, sum);
   if (warp.meeting.leads("wgmma.wait_group 0")) finish(warp);
 }
 
-inline void wgmma_m64n256k16(float (&sum)[128], uint64_t a, uint64_t b, int accumulate) {
+inline void wgmma_m64n128k16(float (&sum)[64], uint64_t a, uint64_t b, int accumulate) {
   Warp& warp = this_warp();
   name_sums(warp, sum);
   warp.given[lane_of_thread()] = {a, b, accumulate != 0};
@@ -428,7 +428,7 @@ using simt::hopper::warpgroup_arrive;
 using simt::hopper::warpgroup_commit;
 using simt::hopper::warpgroup_wait;
 using simt::hopper::warpgroup_finish;
-using simt::hopper::wgmma_m64n256k16;
+using simt::hopper::wgmma_m64n128k16;
 using simt::hopper::elect_one;
 using simt::hopper::take_registers;
 using simt::hopper::give_registers;

@@ -41,11 +41,11 @@ struct RingPosition {
   }
 };
 
-constexpr int kStep = 64, kTileRows = 128, kTileColumns = 256;
-constexpr int kBox = kBoxRows * kStep * 2, kStageBytes = 3 * kBox;  // 128 rows of x, 2 x 128 of y
+constexpr int kStep = 64, kTileRows = 128, kTileColumns = 128;
+constexpr int kBox = kBoxRows * kStep * 2, kStageBytes = 2 * kBox;  // 128 rows of x, 128 of y
 constexpr int kRingBytes = RingPosition::kStages * kStageBytes + 1024;
 
-// Persistent blocks of 384 threads work off `tiles` tiles of 128 x 256: one warpgroup loads, two multiply 64 rows each.
+// Persistent blocks of 384 threads work off `tiles` tiles of 128 x 128: one warpgroup loads, two multiply 64 rows each.
 void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int columns, int row_tiles, int tiles, float* out,
                   int pitch) {
   char* shared = simt::shared_memory();
@@ -78,7 +78,6 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
         char* to = shared + at.stage * kStageBytes;
         tma_load_2d(&x_map, full + at.stage, to, step * kStep, row);
         tma_load_2d(&y_map, full + at.stage, to + kBox, step * kStep, column);
-        tma_load_2d(&y_map, full + at.stage, to + 2 * kBox, step * kStep, column + kBoxRows);
         at.advance();
       }
     }
@@ -89,13 +88,13 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
   const uint64_t first_a = wgmma_descriptor(shared) + unsigned(group - 1) * 512;
   const uint64_t first_b = wgmma_descriptor(shared + kBox);
   for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x)) {
-    float sum[128];
+    float sum[64];
     int previous = 0;
     for (int step = 0; step < steps; ++step) {
       mbarrier_wait(full + at.stage, at.parity);
       const uint64_t stage = unsigned(at.stage) * (kStageBytes >> 4), a = first_a + stage, b = first_b + stage;
       warpgroup_arrive();
-      for (unsigned k = 0; k < kStep / 16; ++k) wgmma_m64n256k16(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
+      for (unsigned k = 0; k < kStep / 16; ++k) wgmma_m64n128k16(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
       warpgroup_commit();
       warpgroup_wait<1>();  // this step's group stays in flight; the one before has read its stage
       if (step > 0 && lane == 0) mbarrier_arrive(empty + previous);
@@ -106,7 +105,7 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
     if (lane == 0) mbarrier_arrive(empty + previous);
 
     const int row = tile % row_tiles * kTileRows + (group - 1) * 64, column = tile / row_tiles * kTileColumns;
-    for (int s = 0; s < 128; ++s) out[int64_t(row + wgmma_row(s)) * pitch + column + wgmma_column(s)] = sum[s];
+    for (int s = 0; s < 64; ++s) out[int64_t(row + wgmma_row(s)) * pitch + column + wgmma_column(s)] = sum[s];
   }
 }
 
@@ -160,7 +159,7 @@ bool check_mma(unsigned seed) {
   return false;
 }
 
-// 2 x 2 tiles, the last of which reach beyond the rows, by one block and by three.
+// 2 x 4 tiles, the last of which reach beyond the rows, by one block and by three.
 bool check_hopper(unsigned seed) {
   for (int columns : {64, 192, 320}) {
     const Matrix x(250, columns, 1), y(391, columns, 2);
@@ -170,7 +169,7 @@ bool check_hopper(unsigned seed) {
     simt::Launch launch;
     launch.grid = columns == 64 ? 3 : 1;
     launch.block = 384, launch.shared_bytes = kRingBytes, launch.seed = seed;
-    simt::launch(launch, [&] { hopper_tiles(x_map, y_map, columns, 2, 4, out.data(), 512); });
+    simt::launch(launch, [&] { hopper_tiles(x_map, y_map, columns, 2, 8, out.data(), 512); });
     if (!exact(x, y, out, 256, 512)) return false;
   }
   return true;
