@@ -37,17 +37,24 @@ __device__ __forceinline__ double sum_of_squares(const Real (&difference)[kValue
   return (double(part[0]) + double(part[1])) + (double(part[2]) + double(part[3]));
 }
 
+template <class Real, int kValues>
+__device__ __forceinline__ Four<float> four_of(const Real (&v)[kValues], int i) {
+  return {float(v[i]), float(v[i + 1]), float(v[i + 2]), float(v[i + 3])};
+}
+
 __device__ inline double finite_or_inf(double d2) { return d2 < INFINITY ? d2 : INFINITY; }
 
-// d2 of the task's list[0..n). If its power > 0 (and D <= kWidest): also sum = sum over c < guessed of (x - y) / d^power,
-// where d is neither tiny nor infinite, and the index of those becomes 2 j + 1, of the others 2 j. kTogether references at a time.
+// d2 of the task's list[0..n). If its power > 0: also sum += sum over c < guessed of (x - y) / d^power, where d is neither
+// tiny nor infinite, and the index of those becomes 2 j + 1, of the others 2 j. kTogether references at a time; if it is 1,
+// differences wait in shared memory for their distance, and a thread needs few registers. Else rows are at most
+// kWidest<kValues> wide where power > 0.
 template <class T, int kValues, int kTogether>
 __device__ __noinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed) {
-  const Arguments& a = arguments();
   using Real = RealOf<T>;
   constexpr int kWarps = kTeam / kWarp, kStride = 4 * kTeam;
+  constexpr bool kPark = kTogether == 1;
   static_assert(2 * kTogether * kWarps <= TeamShared<Real>::kScratch);
-  float sum[kValues] = {};
+  const Arguments& a = arguments();
   for (int first = 0; first < shared.task().n; first += kTogether) {
     Real difference[kTogether][kValues];
     double d2[kTogether] = {};
@@ -60,8 +67,15 @@ __device__ __noinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed)
       }
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        subtract(shared.x(), from + 4 * this_team().thread, kStride, Real(shared.task().unit), shared.task().columns, difference[t]);
+        subtract(shared.x(), from + 4 * this_team().thread, kStride, Real(shared.task().unit), shared.task().columns,
+                 difference[t]);
         d2[t] += sum_of_squares(difference[t]);
+      }
+      if (!kPark || shared.task().power == 0) continue;
+#pragma unroll
+      for (int i = 0; i < kValues; i += 4) {
+        const int c = from + 4 * this_team().thread + i / 4 * kStride;
+        if (c < shared.task().columns) *shared.parked(c) = four_of(difference[0], i);
       }
     }
     // One barrier is enough, because two sets of partial sums take turns.
@@ -83,20 +97,28 @@ __device__ __noinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed)
     const bool summed = power > 0 && mine && c < guessed && whole > 1e-30 && whole < INFINITY;  // in float32's range
     if (this_team().warp == 0 && mine) shared.list()[c] = {whole, 2 * shared.list()[c].index + summed};
     if (power == 0) continue;
-    const float inverse = summed ? 1 / sqrtf(float(whole)) : 0.0f;
+    const float inverse = summed ? rsqrtf(float(whole)) : 0.0f;  // within 2 ulp
+    float weight[kTogether];
 #pragma unroll
-    for (int t = 0; t < kTogether; ++t) {
-      const float weight = __shfl_sync(kAllLanes, inverse, t), again = power == 2 ? weight : 1.0f;
-      if (weight == 0) continue;
+    for (int t = 0; t < kTogether; ++t) weight[t] = __shfl_sync(kAllLanes, inverse, t);
+    // Sums are in shared memory, each its thread's own: registers hold references on their way.
+    for (int from = 0; from < a.p.D; from += kWidest<kValues>) {
 #pragma unroll
-      for (int i = 0; i < kValues; ++i) sum[i] += float(difference[t][i]) * again * weight;
+      for (int i = 0; i < kValues; i += 4) {
+        const int column = from + 4 * this_team().thread + i / 4 * kStride;
+        if (column >= shared.task().columns) continue;
+        Four<float>& sum = *reinterpret_cast<Four<float>*>(shared.sum() + column);
+        Four<float> now = sum;
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) {
+          const Four<float> v = kPark ? *shared.parked(column) : four_of(difference[t], i);
+#pragma unroll
+          for (int m = 0; m < 4; ++m)
+            if (weight[t] != 0) now.v[m] += v.v[m] * (power == 2 ? weight[t] : 1.0f) * weight[t];
+        }
+        sum = now;
+      }
     }
-  }
-  if (shared.task().power == 0) return;
-#pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    const int c = 4 * this_team().thread + i / 4 * kStride + i % 4;
-    if (c < shared.task().columns) shared.sum()[c] = sum[i];
   }
 }
 

@@ -101,31 +101,23 @@ __device__ __noinline__ void finish(Control& control, char* memory) {
   for (int i = thread_id(); i < words; i += blockDim.x) a.s.state[i] = 0;
 }
 
-template <class T, class Stage>
-__device__ inline void ldreg_block(const Arguments& given) {
-  Control& control = *reinterpret_cast<Control*>(shared_memory());
-  for (int i = thread_id(); i < int(sizeof(Arguments) / sizeof(int)); i += Stage::kThreads)
-    reinterpret_cast<int*>(shared_memory() + kArgumentsAt)[i] = reinterpret_cast<const int*>(&given)[i];
+// The next job, to the control block.
+__device__ inline Job next_job(Control& control) {
   const Arguments& a = arguments();
+  __syncthreads();  // everyone is through with the last job and its shared memory
+  if (thread_id() == 0) {
+    control.ticket = atomicAdd(a.s.state + kTicket, 1u);
+    Schedule(a).seek(control.at, control.ticket);
+  }
   __syncthreads();
-  char* memory = shared_memory() + kControlBytes;
-  const Schedule schedule(a);
-  auto next_job = [&] {
-    __syncthreads();  // everyone is through with the last job and its shared memory
-    if (thread_id() == 0) {
-      control.ticket = atomicAdd(a.s.state + kTicket, 1u);
-      schedule.seek(control.at, control.ticket);
-    }
-    __syncthreads();
-    return control.at.job;
-  };
-  if (thread_id() == 0) control.at = schedule.start();
-  for (Job job = next_job(); job != Job::direct;) {
-    if (job == Job::tiles) {
-      Stage::run(control.at, control.ticket, control.tile, memory, given.maps);
-      job = Stage::kLooksAhead ? control.at.job : next_job();
-      continue;
-    }
+  return control.at.job;
+}
+
+// Works off jobs until one is for the tile stage, or the last.
+template <class T, class Stage>
+__device__ __noinline__ void work(Control& control, char* memory) {
+  const Arguments& a = arguments();
+  for (Job job = control.at.job; job != Job::tiles && job != Job::direct; job = next_job(control)) {
     unsigned* done = a.s.state + kRowsDone;
     if (job == Job::rows) {
       if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kTogether>(control.at, control.ticket);
@@ -134,9 +126,14 @@ __device__ inline void ldreg_block(const Arguments& given) {
     }
     __syncthreads();
     if (thread_id() == 0) signal(done);
-    job = next_job();
   }
+}
 
+// The jobs behind all others: rows that need every pair. Only now is it known how many.
+template <class T>
+__device__ __noinline__ void work_directly(Control& control) {
+  const Arguments& a = arguments();
+  const Schedule schedule(a);
   if (thread_id() == 0) {
     if (a.plan.tiles) wait_for(a.s.state + kCompacted, control.at.compacts);
     else wait_for(a.s.state + kScanned, schedule.scan_jobs());
@@ -146,8 +143,25 @@ __device__ inline void ldreg_block(const Arguments& given) {
   const auto job = [&] { return int(control.ticket - control.at.first); };
   while (job() < ceil_div(control.rows, schedule.direct_rows())) {
     direct_job<T>(job(), control.rows);
-    next_job();
+    next_job(control);
   }
+}
+
+template <class T, class Stage>
+__device__ inline void ldreg_block(const Arguments& given) {
+  Control& control = *reinterpret_cast<Control*>(shared_memory());
+  char* memory = shared_memory() + kControlBytes;
+  for (int i = thread_id(); i < int(sizeof(Arguments) / sizeof(int)); i += Stage::kThreads)
+    reinterpret_cast<int*>(shared_memory() + kArgumentsAt)[i] = reinterpret_cast<const int*>(&given)[i];
+  __syncthreads();
+  if (thread_id() == 0) control.at = Schedule(arguments()).start();
+  next_job(control);
+  while (control.at.job != Job::direct) {
+    work<T, Stage>(control, memory);
+    if (control.at.job == Job::tiles) Stage::run(control.at, control.ticket, control.tile, memory, given.maps);
+    if (!Stage::kLooksAhead && control.at.job == Job::tiles) next_job(control);
+  }
+  work_directly<T>(control);
   finish<T>(control, memory);
 }
 

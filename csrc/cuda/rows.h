@@ -22,10 +22,11 @@ __device__ inline void load_list(const TeamShared<RealOf<T>>& shared, int slot) 
     shared.list()[c] = {double(item.key), reference_at(a, item.position)};
   }
   load_query<T>(a, shared.task().query, RealOf<T>(shared.task().unit), shared.x());
+  for (int c = this_team().thread; c < shared.task().columns; c += kTeam) shared.sum()[c] = 0;
   this_team().sync();
   if (shared.task().power > 0) sort(shared.list_at(), n);
-  if (a.p.D <= kWidest<4>) evaluate<T, 4, 2 * kTogether>(shared, a.r.k);
-  else evaluate<T, 16, kTogether>(shared, a.r.k);
+  if (a.p.D <= kWidest<4>) evaluate<T, 4, kTogether == 1 ? 1 : 2 * kTogether>(shared, a.r.k);
+  else evaluate<T, kTogether == 1 ? 8 : 16, kTogether>(shared, a.r.k);
   this_team().sync();
   sort(shared.list_at(), shared.task().n);
 }

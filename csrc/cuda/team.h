@@ -39,7 +39,7 @@ struct TeamShared {
   LDREG_HD static int padded(int D) { return (D + 4 * kWarp - 1) / (4 * kWarp) * (4 * kWarp); }
   LDREG_HD static int bytes(int queries, int room, int D, bool sums) {
     return kFixedBytes + queries * (padded(D) * int(sizeof(Real)) + room * int(sizeof(Neighbour))) +
-           (sums ? padded(D) * int(sizeof(float)) : 0);
+           (sums ? 2 * padded(D) * int(sizeof(float)) : 0);
   }
   __device__ Task& task() const { return *shared_at<Task>(offset); }
   __device__ int* words() const { return shared_at<int>(offset + 128); }            // [32]
@@ -54,6 +54,9 @@ struct TeamShared {
   __device__ Real* x(int query = 0) const { return shared_at<Real>(x_at(query)); }  // times the unit, 0 from column D on
   __device__ Neighbour* list(int query = 0) const { return shared_at<Neighbour>(list_at(query)); }
   __device__ float* sum() const { return shared_at<float>(list_at(task().queries)); }
+  __device__ Four<float>* parked(int column) const {  // beside the sums
+    return reinterpret_cast<Four<float>*>(sum() + task().columns + column);
+  }
 };
 
 // list[0..n) by ascending (distance, index); what is behind n, up to the next power of two, is overwritten.
