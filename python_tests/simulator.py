@@ -80,7 +80,7 @@ def _compile(source: Path, out: Path) -> None:
     import pybind11
 
     flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-    flags += ["-DLDREG_SIMULATED=1", '-DLDREG_CUDA_ARCHS="simulated"', f"-I{ROOT / 'csrc'}"]
+    flags += ["-DLDREG_SIMULATED=1", "-DLDREG_HOPPER_BUILT=1", '-DLDREG_CUDA_ARCHS="simulated"', f"-I{ROOT / 'csrc'}"]
     flags += [f"-I{HERE / 'include'}", f"-I{HERE}"]
     flags += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     unfinished = out.with_suffix(".partial")

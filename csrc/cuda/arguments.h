@@ -127,7 +127,7 @@ struct Arguments {
   Space s;
 };
 
-// The block's copy. Functions read it instead of being handed a pointer, which would be in a register all the time.
+// The block's copy, which stages read where they need it: registers are short.
 __device__ inline const Arguments& arguments() {
   return *reinterpret_cast<const Arguments*>(shared_memory() + kArgumentsAt);
 }

@@ -50,7 +50,7 @@ __device__ __forceinline__ void offer(const TeamShared<RealOf<T>>& shared, int q
 }
 
 template <class T>
-__device__ __noinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int queries) {
+__device__ __forceinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int queries) {
   const Arguments& a = arguments();
   const int round = a.plan.room - a.p.wanted;
   for (int first = 0; first < a.p.N; first += round) {
@@ -67,7 +67,7 @@ __device__ __noinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int qu
 }
 
 template <class T>
-__device__ __noinline__ void direct_job(int job, int rows) {
+__device__ __forceinline__ void direct_job(int job, int rows) {
   using Real = RealOf<T>;
   const Arguments& a = arguments();
   if (this_team().id >= a.plan.teams) return;

@@ -22,7 +22,7 @@ LDREG_HD int near_power(Estimator e) {
   }
 }
 
-static __device__ __noinline__ LidTerms<double> team_lid(int scratch_at, Estimator e, int k, int list_at) {
+__device__ __forceinline__ LidTerms<double> team_lid(int scratch_at, Estimator e, int k, int list_at) {
   const Neighbour* list = shared_at<Neighbour>(list_at);
   const double d_k = sqrt(list[k - 1].d2);
   LidSums<double> sums{0, 0};
@@ -37,7 +37,7 @@ static __device__ __noinline__ LidTerms<double> team_lid(int scratch_at, Estimat
 }
 
 template <class Real>
-__device__ __noinline__ void write_neighbours(TeamShared<Real> shared, int list_at) {
+__device__ __forceinline__ void write_neighbours(TeamShared<Real> shared, int list_at) {
   const Neighbour* list = shared_at<Neighbour>(list_at);
   const Arguments& a = arguments();
   for (int j = this_team().thread; j < a.r.k; j += kTeam) {
@@ -50,7 +50,7 @@ __device__ __noinline__ void write_neighbours(TeamShared<Real> shared, int list_
 
 // In place of the distances in list[0..n): what the sum has not got of a candidate, c_j less its share; relative to the
 // largest c_j, so that float32 can hold it. Returns that.
-static __device__ __noinline__ double weigh(int scratch_at, const LidTerms<double>& terms, int k, int power, int list_at,
+__device__ __forceinline__ double weigh(int scratch_at, const LidTerms<double>& terms, int k, int power, int list_at,
                                             int n) {
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();
@@ -73,7 +73,7 @@ static __device__ __noinline__ double weigh(int scratch_at, const LidTerms<doubl
 
 // grad[query, :] = factor (of_sum sum + sum_j weight_j (x - y_j)), the weights standing in list[0..n).
 template <class T>
-__device__ __noinline__ void gather(TeamShared<RealOf<T>> shared, int x_at, int list_at, int n, double of_sum,
+__device__ __forceinline__ void gather(TeamShared<RealOf<T>> shared, int x_at, int list_at, int n, double of_sum,
                                     double factor) {
   using Real = RealOf<T>;
   const Real* x = shared_at<Real>(x_at);
@@ -121,7 +121,7 @@ __device__ inline void write_gradient(const TeamShared<RealOf<T>>& shared, int x
 
 // All outputs of the task's query from its list[0..n), sorted, n >= a.p.wanted, and its row x.
 template <class T>
-__device__ __noinline__ void write_query(TeamShared<RealOf<T>> shared, int x_at, int list_at) {
+__device__ __forceinline__ void write_query(TeamShared<RealOf<T>> shared, int x_at, int list_at) {
   using Real = RealOf<T>;
   const Arguments& a = arguments();
   list_at += a.p.drop * int(sizeof(Neighbour));

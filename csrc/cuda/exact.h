@@ -49,7 +49,7 @@ __device__ inline double finite_or_inf(double d2) { return d2 < INFINITY ? d2 : 
 // differences wait in shared memory for their distance, and a thread needs few registers. Else rows are at most
 // kWidest<kValues> wide where power > 0.
 template <class T, int kValues, int kTogether>
-__device__ __noinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed) {
+__device__ __forceinline__ void evaluate(TeamShared<RealOf<T>> shared, int guessed) {
   using Real = RealOf<T>;
   constexpr int kWarps = kTeam / kWarp, kStride = 4 * kTeam;
   constexpr bool kPark = kTogether == 1;

@@ -153,7 +153,7 @@ Planned plan_for(const Call& call, uintptr_t workspace, uintptr_t state) {
 std::string words(const Planned& planned) {
   const Plan& p = planned.a.plan;
   if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
-  return std::string(p.symmetric ? "symmetric" : "one-sided") + " tiles, " + (p.once ? "packed at once" : "packed in steps") +
+  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (planned.at.hopper ? "wgmma" : "mma") + " tiles, " + (p.once ? "packed at once" : "packed in steps") +
          ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
 }
 

@@ -1,9 +1,11 @@
 // The one launch: blocks take jobs by ticket until none is left; the last to finish adds up the loss.
 //
 // Contract: see schedule.h for the order and estimate.h for what comes out. T is the features' type, Stage the tile stage:
-// TileStage or HopperTileStage, or NoTiles where every pair is computed anyway. Stages are functions of their own
-// (__noinline__): a call is nothing beside a job, and each gets the registers it needs without spilling another's. The
-// state is 0 again when the launch ends.
+// TileStage or HopperTileStage, or NoTiles where every pair is computed anyway. The state is 0 again when the launch ends.
+//
+// All stages share the registers of one kernel, and on Hopper the compiler keeps 64 of a thread's 96 for the sums of the
+// tensor cores whatever else goes on. So stages keep what they know in shared memory and pass offsets on, not pointers;
+// and everything is in line, because around a call the compiler has even fewer.
 #pragma once
 
 #include "direct.h"
@@ -85,7 +87,7 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
 }
 
 template <class T>
-__device__ __noinline__ void finish(Control& control, char* memory) {
+__device__ __forceinline__ void finish(Control& control, char* memory) {
   const Arguments& a = arguments();
   __syncthreads();
   if (thread_id() == 0) {
@@ -115,7 +117,7 @@ __device__ inline Job next_job(Control& control) {
 
 // Works off jobs until one is for the tile stage, or the last.
 template <class T, class Stage>
-__device__ __noinline__ void work(Control& control, char* memory) {
+__device__ __forceinline__ void work(Control& control, char* memory) {
   const Arguments& a = arguments();
   for (Job job = control.at.job; job != Job::tiles && job != Job::direct; job = next_job(control)) {
     unsigned* done = a.s.state + kRowsDone;
@@ -131,7 +133,7 @@ __device__ __noinline__ void work(Control& control, char* memory) {
 
 // The jobs behind all others: rows that need every pair. Only now is it known how many.
 template <class T>
-__device__ __noinline__ void work_directly(Control& control) {
+__device__ __forceinline__ void work_directly(Control& control) {
   const Arguments& a = arguments();
   const Schedule schedule(a);
   if (thread_id() == 0) {

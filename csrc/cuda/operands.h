@@ -43,7 +43,7 @@ __device__ inline const T* row_of(const void* data, int64_t stride, int row) {
 
 // state[kLargest]: bits of the largest finite |feature| of kScanRows rows of x or y.
 template <class T>
-__device__ __noinline__ void scan_rows(int job) {
+__device__ __forceinline__ void scan_rows(int job) {
   const Arguments& a = arguments();
   using Real = RealOf<T>;
   const int of_x = ceil_div(a.p.B, kScanRows);
@@ -72,7 +72,7 @@ __device__ __noinline__ void scan_rows(int job) {
 // centre of kCentreColumns columns, from kSample references; state[kExtent], [kShifted]: the largest |v - centre| and
 // |centre|. Each column's smallest and largest value are left out, so that one exploding row moves neither.
 template <class T>
-__device__ __noinline__ void centre_columns(int job, char* memory) {
+__device__ __forceinline__ void centre_columns(int job, char* memory) {
   const Arguments& a = arguments();
   constexpr int kGroups = 4, kEach = kSample / kGroups;
   float* shared = reinterpret_cast<float*>(memory);        // [kGroups][kCentreColumns]
@@ -129,7 +129,7 @@ __device__ __noinline__ void centre_columns(int job, char* memory) {
 
 // Rows first.. of queries or references into the packed matrix, with norms and residuals.
 template <class T>
-__device__ __noinline__ void pack_rows(bool queries, int first, int last, int panel_top, int64_t base) {
+__device__ __forceinline__ void pack_rows(bool queries, int first, int last, int panel_top, int64_t base) {
   const Arguments& a = arguments();
   // Features then reach 2^6, which leaves float16 ten binary digits above and 20 below.
   const float scale = power_of_two(6 - (int(a.s.state[kExtent] >> 23) - 127)).scale;

@@ -32,7 +32,7 @@ __device__ inline void load_list(const TeamShared<RealOf<T>>& shared, int slot) 
 }
 
 template <class T, int kTogether>
-__device__ __noinline__ void rows_job(const Cursor& at, unsigned ticket) {
+__device__ __forceinline__ void rows_job(const Cursor& at, unsigned ticket) {
   using Real = RealOf<T>;
   const Arguments& a = arguments();
   const Schedule schedule(a);

@@ -25,7 +25,7 @@ LDREG_HD int power_above(int n) {
 }
 
 // What a team keeps in shared memory, for features of type Real: its task, scratch, rows of x, lists, and sums if asked
-// for. Stages are functions of their own and get this offset alone: what a caller holds in registers its callees lack.
+// for. Stages hand on this offset alone and read the rest where they need it: registers are short.
 template <class Real>
 struct TeamShared {
   struct Task {
@@ -60,7 +60,7 @@ struct TeamShared {
 };
 
 // list[0..n) by ascending (distance, index); what is behind n, up to the next power of two, is overwritten.
-static __device__ __noinline__ void sort(int list_at, int n) {
+__device__ __forceinline__ void sort(int list_at, int n) {
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();
   const int power = power_above(n);

@@ -54,7 +54,7 @@ __device__ inline int split_keys(const int* keys, int n, int wanted, int enough)
 }
 
 // Lower the threshold of the query at `slot`, and keep in its list what passes. By one warp; keys: [cap] of its own.
-static __device__ __noinline__ void compact_list(const Cursor& at, bool last, int slot, int* keys) {
+__device__ __forceinline__ void compact_list(const Cursor& at, bool last, int slot, int* keys) {
   const Arguments& a = arguments();
   const int lane = lane_id();
   Candidate* list = a.s.list + int64_t(slot) * a.plan.cap;

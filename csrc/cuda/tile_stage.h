@@ -35,7 +35,7 @@ struct TileStage {
   static_assert(kThreads == 2 * kBlock, "a thread looks up one side of the tile");
 
   // `tile` is in shared memory.
-  static __device__ __noinline__ void run(const Cursor& at, unsigned ticket, TileAt& tile, char* memory, const TensorMap*) {
+  static __device__ __forceinline__ void run(const Cursor& at, unsigned ticket, TileAt& tile, char* memory, const TensorMap*) {
     const Arguments& a = arguments();
     if (thread_id() == 0) {
       tile = tile_at(a, at, ticket);

@@ -82,7 +82,7 @@ def _loop() -> str:
     value = os.environ.get("LDREG_CUDA_LOOP", "auto")
     if value not in _LOOPS:
         raise ValueError(f"LDREG_CUDA_LOOP must be one of {', '.join(_LOOPS)}, got {value!r}")
-    return value
+    return "mma" if value == "auto" and simulated() else value
 
 
 def _capability(device: torch.device) -> int:

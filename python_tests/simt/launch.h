@@ -4,12 +4,13 @@
 #include <cstdlib>
 
 #include "cuda/ldreg_kernel.h"
-#include "mainloop_plain.h"
+#include "cuda/mainloop_mma.h"
+#include "cuda/tile_stage_hopper.h"
 
 namespace ldreg::cuda {
 
-using PortableTiles = TileStage<PlainLoop>;
-using HopperTiles = PortableTiles;
+using PortableTiles = TileStage<MmaLoop>;
+using HopperTiles = HopperTileStage;
 
 template <class T, class Stage>
 void start(const Arguments& a, const LaunchAt& at) {

@@ -309,7 +309,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function,
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: return *value = simt::multiprocessors, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: return *value = 8, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return *value = 233472, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = 232448, cudaSuccess;
