@@ -58,6 +58,11 @@ class Backend:
     name: str
     device: torch.device
 
+    @property
+    def emulated(self) -> bool:
+        """Whether GPU kernels run on the CPU, interpreted or simulated: right, and a thousand times slower."""
+        return self.device.type == "cpu" and self.name in ("triton", "cuda")
+
     def put(self, value):
         return value.to(self.device) if isinstance(value, torch.Tensor) else value
 

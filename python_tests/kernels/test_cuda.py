@@ -1,0 +1,290 @@
+"""The CUDA backend's own ways: both tile stages, symmetric and one-sided, panels, steps, every pair, rows that fail.
+
+What it computes is judged by the suite over all backends. Here small problems are forced through every way there is;
+without a GPU on the simulated machine (python_tests/simulator.py), in several orders of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import cases
+import oracle
+import pytest
+import tolerances
+import torch
+from conftest import Backend
+
+import ldreg_kernels as ldk
+from ldreg_kernels.kernels import cuda_backend
+from ldreg_kernels.kernels.contract import Problem
+
+MISSING = cuda_backend.unavailable_reason()
+DEVICE = cuda_backend.device_types()[0]
+CUDA = Backend("cuda", torch.device(DEVICE))
+pytestmark = [
+    pytest.mark.skipif(MISSING is not None, reason=f"backend 'cuda' is unavailable: {MISSING}"),
+    pytest.mark.usefixtures("poisoned_memory"),
+    *([pytest.mark.gpu] if DEVICE == "cuda" else []),
+]
+
+WAYS = {"direct": {"tiles": False}, "mma": {"tiles": True, "loop": "mma"}, "wgmma": {"tiles": True, "loop": "wgmma"}}
+TILES = ["mma", "wgmma"]
+
+
+class Forced:
+    """The module, with some fields of every call forced; keeps the plans in words."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.simulated, self.Call = module, module.simulated, module.Call
+        self.fields: dict[str, object] = {}
+        self.plans: list[str] = []
+        self.left: list[int] = []  # words of the state that were not 0 after a launch
+
+    def __call__(self, way: str, **fields: object) -> None:
+        self.fields = {**WAYS[way], **fields}
+
+    def needs(self, call: Any) -> tuple[int, int, str]:
+        self._force(call)
+        found: tuple[int, int, str] = self.module.needs(call)
+        self.plans.append(found[2])
+        self.words = found[1]
+        return found
+
+    def launch(self, call: Any, workspace: int, state: int, stream: int) -> None:
+        self._force(call)
+        self.module.launch(call, workspace, state, stream)
+        if self.simulated:
+            self.left += [word for word in (ctypes.c_int * self.words).from_address(state) if word]
+
+    def _force(self, call: Any) -> None:
+        for name, value in self.fields.items():
+            setattr(call, name, value)
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> Forced:
+    module = Forced(cuda_backend._cuda)
+    monkeypatch.setattr(cuda_backend, "_cuda", module)
+    yield module
+    assert not module.left, "the next launch begins with zeros"
+
+
+def there(way: str) -> str:
+    if way == "wgmma" and DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("wgmma is Hopper's")
+    return way
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return there(request.param)
+
+
+@pytest.fixture(params=TILES)
+def tiles(request: pytest.FixtureRequest) -> str:
+    return there(request.param)
+
+
+def check(x, y=None, *, k, estimator="mom", self_index=None, **options):
+    """Neighbours, LID and gradient of one problem, against float64."""
+    where = {"k": k, "self_index": self_index}
+    found = CUDA.knn(x, y, **where, **options)
+    oracle.check_knn(found, x, y, **where, name="cuda")
+    if k > 1:
+        leaf = x.detach().requires_grad_()
+        lid = CUDA.lid(leaf, y, estimator=estimator, **where, **options)
+        truth, _ = oracle.lid(x, y, estimator=estimator, **where)
+        oracle.check_lid(lid.detach(), truth, "cuda", x.dtype)
+        weight = 0.5 + torch.rand(len(x), generator=cases.seeded(1), dtype=lid.dtype)
+        (gradient,) = torch.autograd.grad((lid * weight).sum(), leaf)
+        expected, values = oracle.lid_gradient_given(x, y, found.indices, estimator, weight)
+        resolved = oracle.resolved_rows(lid.detach(), values, x.dtype)
+        largest = values[resolved].nan_to_num(0).max().item() if resolved.any() else 0.0
+        oracle.check_gradient(
+            gradient[resolved], expected[resolved], tolerances.gradient("cuda", x.dtype, largest), x.dtype
+        )
+
+
+# ------------------------------------------------------------------------------------------------- shapes
+
+# One off a block of 128, an even and an odd number of blocks, several steps
+ROWS = [2, 60, 127, 128, 129, 256, 385, 700]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_own_batch(forced: Forced, way: str, rows: int) -> None:
+    forced(way)
+    check(cases.features(rows, 24), k=min(9, rows - 1))
+    assert ("symmetric" in forced.plans[-1]) == (way != "direct")
+
+
+@pytest.mark.parametrize(("B", "N"), [(1, 200), (3, 129), (130, 640), (300, 1000)])
+@pytest.mark.parametrize("self_index", [None, 0, "map"])
+def test_other_references(forced: Forced, way: str, B: int, N: int, self_index: Any) -> None:
+    forced(way)
+    y = cases.features(N, 24, seed=3)
+    x = y[:B].clone() if self_index is not None else cases.features(B, 24)
+    if self_index == "map":  # some queries are not among the references
+        order = torch.randperm(N, generator=cases.seeded(2))[:B]
+        x, self_index = y[order].clone(), torch.where(torch.arange(B) % 3 == 1, -1, order)
+    check(x, y, k=12, self_index=self_index)
+    if way != "direct":
+        assert "one-sided" in forced.plans[-1]
+
+
+@pytest.mark.parametrize("D", [1, 3, 64, 65, 513, 1030, 2049])
+def test_widths(forced: Forced, way: str, D: int) -> None:
+    """Below and above what a thread holds of a row; rows that are not a multiple of four features wide."""
+    forced(way)
+    check(cases.normal(140, D)[:40].clone(), cases.normal(140, D), k=10, self_index=0)
+
+
+@pytest.mark.parametrize("D", [20, 600])
+@pytest.mark.parametrize("estimator", ["mom_amsaleg", "mle", "hill", "hill_unbiased", "mada"])
+def test_estimators(forced: Forced, tiles: str, D: int, estimator: str) -> None:
+    """Those whose gradient is summed while distances are taken, and those that gather again."""
+    forced(tiles)
+    check(cases.normal(130, D)[:40].clone(), cases.normal(130, D), k=10, estimator=estimator, self_index=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 60, 138, 139])
+def test_any_k(forced: Forced, way: str, k: int) -> None:
+    forced(way)
+    check(cases.features(140, 16), k=k)
+
+
+def test_the_largest_k(forced: Forced, way: str) -> None:
+    forced(way)
+    check(cases.features(12, 8), cases.features(1200, 8, seed=1), k=1024)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("D", [20, 33])
+def test_dtypes(forced: Forced, way: str, dtype: torch.dtype, D: int) -> None:
+    forced(way)
+    check(cases.features(200, D).to(dtype), k=9)
+
+
+@pytest.mark.parametrize("name", ["strided", "unaligned", "transposed"])
+def test_layouts(forced: Forced, way: str, name: str) -> None:
+    """The same bits however rows lie in memory."""
+    forced(way)
+    x = CUDA.put(cases.features(150, 20))
+    plain, other = CUDA.knn(x, k=8), CUDA.knn(cases.layouts(x)[name], k=8)
+    assert torch.equal(plain.distances, other.distances) and torch.equal(plain.indices, other.indices)
+
+
+@pytest.mark.parametrize("budget", [1 << 16, 1 << 18])
+@pytest.mark.parametrize("same", [True, False])
+def test_little_workspace(forced: Forced, tiles: str, budget: int, same: bool) -> None:
+    """Panels of queries, references packed step by step into two buffers."""
+    forced(tiles, budget=budget)
+    y = cases.features(1300, 40, seed=3)
+    check(y[:300].clone() if same else cases.features(300, 40), y, k=10, self_index=0 if same else None)
+    if budget == 1 << 16:
+        assert "packed in steps" in forced.plans[-1] and " 1 panels" not in forced.plans[-1]
+
+
+def test_fast_is_nearly_exact(forced: Forced, way: str) -> None:
+    forced(way)
+    x = cases.features(500, 30)
+    exact, fast = CUDA.knn(x, k=16), CUDA.knn(x, k=16, precision="fast")
+    assert (exact.indices == fast.indices).double().mean() > 0.99
+
+
+# ------------------------------------------------------------------------------------------------- rows that fail
+
+FAILING = {
+    "all rows identical": lambda: torch.full((540, 6), 1.7),
+    "six hundred copies of one": lambda: torch.cat([cases.normal(60, 20), torch.ones(600, 20)]),
+    "rows with NaN and Inf": lambda: cases.normal(300, 20).index_fill(0, torch.tensor([5, 299]), torch.nan),
+    "fewer finite rows than k": lambda: torch.cat([cases.normal(6, 20), torch.full((200, 20), torch.inf)]),
+    "rows of 1e20": lambda: cases.normal(300, 20).index_fill(0, torch.tensor([5, 50]), 1e20),
+    "norms over eight decades": lambda: cases.heavy_tails(300, 20),
+    "a few ulps on an offset": lambda: cases.noise_on_offset(600, 20),
+    "tight clusters": lambda: cases.tight_clusters(512, 64),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_rows_whose_lists_have_no_room(forced: Forced, way: str, name: str) -> None:
+    """Such rows get every pair in the same launch."""
+    forced(way)
+    x = FAILING[name]()
+    oracle.check_knn(CUDA.knn(x, k=8), x, k=8, name="cuda")
+    truth, _ = oracle.lid(x, None, estimator="mom", k=8, self_index=None)
+    oracle.check_lid(CUDA.lid(x, k=8), truth, "cuda", x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- order
+
+
+def bits(result: Any) -> list[bytes]:
+    return [t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for t in result]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_order_of_threads_does_not_matter(
+    forced: Forced, way: str, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds a candidate, and when, decides where it stands in its list, and must decide nothing else."""
+    forced(way)
+    y = cases.features(400 if same else 700, 20)
+    y[18], y[100:103] = torch.nan, y[103]
+    y = CUDA.put(y)
+    x = y if same else CUDA.put(cases.features(70, 20, seed=5))
+    problem = Problem(x, y, 8, 0 if same else None)
+
+    def everything() -> list[bytes]:
+        loss = cuda_backend.ldreg(problem, "hill", "l1_abs", None, "mean", (("mle", 12),), need_grad=True)
+        return bits([*cuda_backend.knn(problem), *loss])
+
+    expected = everything()
+    for seed in (1, 2, 3):
+        monkeypatch.setenv("LDREG_SIMT_SEED", str(seed))  # on a GPU the order is another every time
+        assert everything() == expected
+
+
+# ------------------------------------------------------------------------------------------------- limits
+
+
+def test_too_large_is_said_by_name() -> None:
+    x = CUDA.put(cases.normal(1500, 2))
+    with pytest.raises(ValueError, match="k must be at most 1024 on backend 'cuda' .*, got 1025"):
+        ldk.knn(x, k=1025, backend="cuda")
+    with pytest.raises(ValueError, match="x must have at most 8192 columns on backend 'cuda', got 8193"):
+        ldk.knn(CUDA.put(torch.zeros(4, 8193)), k=2, backend="cuda")
+    with pytest.raises(ValueError, match="tracked LIDs must be at most 64 on backend 'cuda', got 65"):
+        ldk.ldreg_loss(x[:70], k=4, track=[("mle", k) for k in range(2, 67)], backend="cuda", return_stats=True)
+
+
+def test_the_loop_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDREG_CUDA_LOOP", "simt")
+    with pytest.raises(ValueError, match="LDREG_CUDA_LOOP must be one of auto, mma, wgmma, got 'simt'"):
+        ldk.knn(CUDA.put(cases.normal(10, 2)), k=2, backend="cuda")
+
+
+def planned(**fields: object) -> tuple[int, int, str]:
+    """(workspace, words of state, plan) of a call whose tensors nobody has."""
+    call = cuda_backend._cuda.Call()
+    usual = {"knn": True, "k": 64, "wanted": 64, "x": 4096, "y": 4096, "loop": "mma"}
+    for name, value in {**usual, **fields}.items():
+        setattr(call, name, value)
+    found: tuple[int, int, str] = cuda_backend._cuda.needs(call)
+    return found
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(("N", "D"), [(4096, 2048), (32768, 768), (131072, 512), (1 << 20, 64)])
+def test_memory_does_not_grow_with_pairs(N: int, D: int, same: bool) -> None:
+    """64 MB, and what O(B k + N) is here: 64 bytes for each of a query's k, 12 bytes a row."""
+    workspace, words, _ = planned(B=N, N=N, D=D, x_stride=D, y_stride=D, same=same)
+    assert workspace <= (64 << 20) + 64 * 64 * N + 64 * N
+    assert 4 * words <= N
+
+
+def test_a_device_that_is_too_small_is_told_the_shape() -> None:
+    workspace, _, plan = planned(B=4096, N=4096, D=8192, x_stride=8192, y_stride=8192, same=True, wanted=1024, k=1024)
+    assert workspace > 0 and "tiles" in plan
