@@ -80,6 +80,7 @@ struct Plan {
   int chunk;       // references in one of the two buffers
   int meetings;    // a query block's meetings with blocks of references, in all ...
   int first, most;  // ... in the first step, and at most in any
+  int growth;       // of the references seen, from one step to the next
   int steps;
   int64_t stride, back;  // reference met at position p is p * stride % N; stride * back % N = 1
   int teams;             // of kTeam threads, each working on a query

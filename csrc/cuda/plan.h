@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -48,6 +49,16 @@ void choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
     throw std::invalid_argument("D = " + std::to_string(p.D) + " with k = " + std::to_string(p.wanted) + " needs " +
                                 std::to_string(team_bytes<Real>(p, plan, 1)) + " bytes of shared memory, this device has " +
                                 std::to_string(limits.shared_bytes));
+}
+
+// How many times the references seen so far may be seen after the next step, so that lists have room: a threshold from s
+// references admits k of the next s, give or take its own deviation (1 in sqrt k) and chance; six deviations, and a tenth
+// for the error bounds. The order of references is spread evenly (operands.h), so chance it is.
+inline int growth_for(double k, double cap) {
+  int growth = 2;
+  const auto needs = [&](double more) { return 1.2 * k + 1.1 * more * k + 6 * std::sqrt(more * more * k + more * k); };
+  while (needs(growth) <= cap) ++growth;  // growth + 1 times as many: `growth` times more
+  return growth;
 }
 
 template <class Real>
@@ -97,10 +108,10 @@ Plan make_plan(const Problem& p, bool tiles, const Limits& limits, int64_t budge
     r = next, next = rest, back = next_back, next_back = factor;
   }
   plan.back = ((back % p.N) + p.N) % p.N;
-  for (int meets = smaller(plan.first, plan.meetings); ; meets += smaller(meets, plan.most)) {
-    ++plan.steps;
-    if (meets >= plan.meetings) break;
-  }
+  plan.growth = growth_for(p.wanted, plan.cap);
+  plan.steps = 1;
+  for (int meets = smaller(plan.first, plan.meetings); meets < plan.meetings; ++plan.steps)
+    meets = meets_after(plan, reference_blocks, meets);
   choose_teams<Real>(p, limits, plan);
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / (plan.cap * int(sizeof(int))));
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block

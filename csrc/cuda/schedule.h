@@ -9,7 +9,7 @@
 //
 // A step is a range of meetings of every block of queries with blocks of references. Meeting e of block i is with block e;
 // or, if symmetric, with block i + e (modulo the number of blocks), a tile that serves both: distances 0 to half way round
-// reach everybody once. Between steps `compact` lowers the thresholds, so steps begin small and double.
+// reach everybody once. Between steps `compact` lowers the thresholds, so steps begin small and grow.
 #pragma once
 
 #include "arguments.h"
@@ -26,6 +26,19 @@ constexpr int kCompactRows = 32;
 
 LDREG_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }
 LDREG_HD int smaller(int a, int b) { return a < b ? a : b; }
+
+// Blocks of references that a block of queries has been held against after `meets` meetings of the sequence; symmetric, it
+// is met as well as meeting.
+LDREG_HD int blocks_held(const Plan& plan, int reference_blocks, int meets) {
+  return plan.symmetric ? smaller(2 * meets - 1, reference_blocks) : meets;
+}
+
+// Meetings after the step that follows: `growth` times as many blocks held, whole tiles, no more than there is room for.
+LDREG_HD int meets_after(const Plan& plan, int reference_blocks, int meets) {
+  const int held = plan.growth * blocks_held(plan, reference_blocks, meets);
+  const int meant = (plan.symmetric ? (held + 1) / 2 : held) / plan.width * plan.width;
+  return smaller(smaller(meant > meets ? meant : meets + plan.width, meets + plan.most), plan.meetings);
+}
 
 // The segment of the sequence that a ticket falls into, and sums over the segments before it.
 struct Cursor {
@@ -54,8 +67,7 @@ class Schedule {
   LDREG_HD int rows_of_job() const { return a_.plan.teams * a_.plan.query_share; }
   LDREG_HD int direct_rows() const { return a_.plan.teams * a_.plan.together; }
 
-  // Meetings of a block of queries that are behind it when `meets` of the sequence are; symmetric, it is met as well.
-  LDREG_HD int held(int meets) const { return a_.plan.symmetric ? smaller(2 * meets - 1, reference_blocks()) : meets; }
+  LDREG_HD int held(int meets) const { return blocks_held(a_.plan, reference_blocks(), meets); }
 
   // Compactions of the query block that precede step `step`.
   LDREG_HD unsigned compactions(int panel, int block, int step) const {
@@ -100,7 +112,7 @@ class Schedule {
         return;
       case Job::compact: {
         if (c.meets < a_.plan.meetings)
-          return ++c.step, step(c, c.meets, smaller(c.meets + smaller(c.meets, a_.plan.most), a_.plan.meetings));
+          return ++c.step, step(c, c.meets, meets_after(a_.plan, reference_blocks(), c.meets));
         c.job = Job::rows;
         c.count = ceil_div(bottom(c.panel) - top(c.panel), rows_of_job());
         c.rows += c.count;
