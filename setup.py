@@ -123,7 +123,7 @@ class BuildExtensions(build_ext):
             path = toolchain.choose_cuda(os.environ)
             archs = toolchain.supported_archs(path, os.environ)
             nvcc = [path, *(["-ccbin", cxx[0]] if os.environ.get("CXX") else [])]
-            device = [*nvcc, *toolchain.NVCC_FLAGS, *toolchain.gencode(archs), "-Icsrc"]
+            device = [*nvcc, *toolchain.device_flags(archs)]
             define = [f'-DLDREG_CUDA_ARCHS="{toolchain.arch_names(archs)}"']
 
         objects = []

@@ -13,6 +13,7 @@
     compare.py       this checkout against another commit
     cli.py           ldreg bench
     compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed
+    compiled_cuda.py what the CUDA C++ kernels were compiled to, from the built module; no GPU needed
     bench_*.py       the small cases through pytest-benchmark: pytest benchmarks/
     gpu_gate.sh      build, GPU tests, compute-sanitizer on the shapes of sanitize.py, benchmarks; page by summary.py
 

@@ -50,7 +50,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("simulated") = bool(LDREG_SIMULATED);
 
   using ldreg::cuda::Call;
-  py::class_<Call> call(m, "Call", "One call, as csrc/cuda/ldreg_cuda.h describes it; kernels/cuda_backend.py fills it in.");
+  // Local, so that the module which tests build for the host can be loaded beside this one.
+  py::class_<Call> call(m, "Call", py::module_local(),
+                        "One call, as csrc/cuda/ldreg_cuda.h describes it; kernels/cuda_backend.py fills it in.");
   call.def(py::init<>());
   call.def_property("dtype", [](const Call& c) { return static_cast<int>(c.dtype); },
                     [](Call& c, int dtype) { c.dtype = static_cast<ldreg::cuda::DType>(dtype); });

@@ -33,6 +33,7 @@ AVX512BF16 = ["-mavx512bf16", *AVX512]
 ISA_FLAGS = {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16}  # by file-name suffix
 NVCC_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-cudart=static", "-lineinfo", "--expt-relaxed-constexpr"),
+    "-Xptxas=--warn-on-spills",  # no error, since other GPUs may be asked for: for ours, a test looks
     *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
 ]
 
@@ -178,3 +179,8 @@ def gencode(archs):
     """The nvcc options for arch_names(archs)."""
     names = arch_names(archs).split(";")
     return [f"-gencode=arch={name.replace('sm_', 'compute_')},code={name}" for name in names]
+
+
+def device_flags(archs):
+    """How every .cu file is compiled. Only the build for 9.0a holds what Hopper's tile stage is made of."""
+    return [*NVCC_FLAGS, *gencode(archs), f"-DLDREG_HOPPER_BUILT={int('90a' in archs)}", "-Icsrc"]

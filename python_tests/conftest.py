@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():  # read when Triton is imported: kernels then run in its interpreter, on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import ldreg_kernels as ldk
 import simulator
+
+import ldreg_kernels as ldk
 from ldreg_kernels.kernels import cuda_backend, triton_backend
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it on CUDA

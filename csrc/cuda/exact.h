@@ -71,11 +71,13 @@ __device__ __forceinline__ void evaluate(TeamShared<RealOf<T>> shared, int guess
                  difference[t]);
         d2[t] += sum_of_squares(difference[t]);
       }
-      if (!kPark || shared.task().power == 0) continue;
+      if constexpr (kPark) {
+        if (shared.task().power == 0) continue;
 #pragma unroll
-      for (int i = 0; i < kValues; i += 4) {
-        const int c = from + 4 * this_team().thread + i / 4 * kStride;
-        if (c < shared.task().columns) *shared.parked(c) = four_of(difference[0], i);
+        for (int i = 0; i < kValues; i += 4) {
+          const int c = from + 4 * this_team().thread + i / 4 * kStride;
+          if (c < shared.task().columns) *shared.parked(c) = four_of(difference[0], i);
+        }
       }
     }
     // One barrier is enough, because two sets of partial sums take turns.

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "device.h"
+
 namespace ldreg::cuda {
 
 // ---------------------------------------------------------------- where operands and sums of products stand

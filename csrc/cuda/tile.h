@@ -127,11 +127,11 @@ __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, c
   const int total = __shfl_sync(kAllLanes, before, kWarp - 1);
   for (int window = 0;; window += kQueue) {  // once, but for a flood
     int place = before - mine - window;
-    const unsigned now[2] = {unsigned(opaque(int(low))), unsigned(opaque(int(high)))};
+    const unsigned now_low = opaque(int(low)), now_high = opaque(int(high));  // an array would be on the stack
     const int row = opaque(Loop::row(0)), column = opaque(Loop::column(0));
 #pragma unroll(Loop::kUnroll)
     for (int s = 0; s < 64; ++s) {
-      if (!(now[s / 32] >> s % 32 & 1)) continue;
+      if (!((s < 32 ? now_low : now_high) >> s % 32 & 1)) continue;
       const int r = row + Loop::row_step(part + s), c = column + Loop::column_step(part + s);
       const float key = minus_twice((kBack ? rows[r] : columns[c]).norm, sum[part + s]);
       if (unsigned(place) < unsigned(kQueue)) queue[place] = {unsigned(r | c << 8 | (kBack ? 1 << 16 : 0)), sortable(key)};

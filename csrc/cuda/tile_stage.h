@@ -32,6 +32,7 @@ struct TileStage {
     static __device__ int column_step(int s) { return Loop::column(s) - Loop::column(0); }
   };
   static constexpr int kSharedBytes = Loop::kSharedBytes > int(sizeof(Shared)) ? Loop::kSharedBytes : int(sizeof(Shared));
+  static_assert(kControlBytes + kSharedBytes <= 99 << 10, "what a block may have on consumer GPUs");
   static_assert(kThreads == 2 * kBlock, "a thread looks up one side of the tile");
 
   // `tile` is in shared memory.

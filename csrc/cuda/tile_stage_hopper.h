@@ -40,6 +40,7 @@ struct HopperTileStage {
     Hit queue[kBuffers][kMatrixWarps][kQueue];
   };
   static constexpr int kSharedBytes = kStages * kStageBytes + int(sizeof(Shared));
+  static_assert(kControlBytes + kSharedBytes <= 227 << 10, "what a block may have on Hopper");
 
   // Where a role stands in a ring of buffers; the parity flips at every turn.
   template <int kCount>

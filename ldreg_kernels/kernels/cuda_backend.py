@@ -7,6 +7,7 @@ A module compiled for the host by the tests (python_tests/simulator.py) takes th
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from functools import cache
@@ -31,7 +32,7 @@ from .contract import (
 
 _cuda: Any
 try:
-    from .. import _cuda  # type: ignore[attr-defined, no-redef]
+    _cuda = importlib.import_module("ldreg_kernels._cuda")
 except ImportError as error:
     _cuda = None
     _missing = (
@@ -121,13 +122,23 @@ def _run(problem: Problem, wanted: int, fields: dict[str, object], out: dict[str
 
     call = _cuda.Call()
     fields = {
-        **{"device": device.index or 0, "dtype": _DTYPES[x.dtype], "same": problem.symmetric},
-        **{"x": x.data_ptr(), "B": rows, "D": columns, "x_stride": x.stride(0)},
-        **{"y": y.data_ptr(), "N": y.shape[0], "y_stride": y.stride(0)},
+        "device": device.index or 0,
+        "dtype": _DTYPES[x.dtype],
+        "x": x.data_ptr(),
+        "B": rows,
+        "D": columns,
+        "x_stride": x.stride(0),
+        "y": y.data_ptr(),
+        "N": y.shape[0],
+        "y_stride": y.stride(0),
+        "same": problem.symmetric,
         "own_map": 0 if own_map is None else own_map.data_ptr(),
         "own_offset": own if isinstance(own, int) else -1,
-        **{"exact": problem.precision == "exact", "drop_smallest": problem.drop_smallest, "wanted": wanted},
-        **{"tiles": tuning.choose_path(shape) == "tiles", "loop": _loop()},
+        "exact": problem.precision == "exact",
+        "drop_smallest": problem.drop_smallest,
+        "wanted": wanted,
+        "tiles": tuning.choose_path(shape) == "tiles",
+        "loop": _loop(),
         **fields,
         **{name: tensor.data_ptr() for name, tensor in out.items()},
     }

@@ -45,6 +45,20 @@ def test_says_why_without_a_device_and_needs_no_torch() -> None:
     assert (count, has_torch) == ("0", "False")
 
 
+def test_the_doctor_names_architectures_and_the_reason() -> None:
+    # In a process of its own: here, the module that runs on the CPU may have taken this one's place.
+    cuda = importlib.import_module("ldreg_kernels._cuda")
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "ldreg_kernels.doctor"]
+    lines = subprocess.run(command, env=env, capture_output=True, text=True).stdout.splitlines()
+    module, backend = (next(x for x in lines if re.match(rf"  {name} +", x)) for name in ("_cuda", "cuda"))
+    assert ", ".join(cuda.architectures()) in module
+    reason = module.partition("cannot run here: ")[2]
+    assert reason
+    assert backend.endswith(f"missing: {reason}")
+    assert cuda.simulated is False
+
+
 def test_counts_agree_with_the_reason() -> None:
     cuda = importlib.import_module("ldreg_kernels._cuda")
     reason = cuda.unavailable_reason()

@@ -78,3 +78,17 @@ def test_the_command_agrees_with_this_installation() -> None:
     assert result.stderr == ""
     for name in ("torch_version", "_cpu", "_cuda", *ldk.backends()):
         assert name in result.stdout
+
+
+def test_a_build_without_cuda_says_so() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['ldreg_kernels._cuda'] = None\n"  # importing it raises ModuleNotFoundError
+        "import ldreg_kernels.doctor as doctor\n"
+        "print(doctor.ldk.backends()['cuda'], doctor._cuda_build(), sep='|')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    backend, module = result.stdout.strip().split("|")
+    assert backend == "the CUDA extension was not built: nvcc was not found, or LDREG_BUILD_CUDA was 0"
+    assert module == "not built: nvcc was not found, or LDREG_BUILD_CUDA was 0"

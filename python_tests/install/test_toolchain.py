@@ -78,6 +78,11 @@ def test_ptx_is_of_the_newest_plain_architecture(toolchain: ModuleType) -> None:
     ]
 
 
+def test_device_code_knows_whether_it_holds_the_stage_for_hopper(toolchain: ModuleType) -> None:
+    assert "-DLDREG_HOPPER_BUILT=1" in toolchain.device_flags(["80", "90a"])
+    assert "-DLDREG_HOPPER_BUILT=0" in toolchain.device_flags(["80", "90"])
+
+
 def test_cuda_home_comes_before_path(toolchain: ModuleType, tmp_path: Path) -> None:
     at_home, on_path = fake_nvcc(tmp_path / "cuda" / "bin"), fake_nvcc(tmp_path / "elsewhere")
     env = {"PATH": str(on_path.parent), "CUDA_HOME": str(tmp_path / "cuda")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import dispatch, native, reference, triton_backend
+from ldreg_kernels.kernels import cuda_backend, dispatch, native, reference, triton_backend
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +37,9 @@ def test_a_gpu_backend_refuses_cpu_tensors_or_says_why_it_is_missing(name, monke
     if name == "triton" and triton_backend.interpreting():  # where CPU tensors are what it takes
         monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
         triton_backend._no_device.cache_clear()
+    if name == "cuda" and cuda_backend.simulated():
+        monkeypatch.setattr(cuda_backend, "simulated", lambda: False)
+        monkeypatch.setattr(cuda_backend, "unavailable_reason", cuda_backend.unavailable_reason.__wrapped__)
     reason = ldk.backends()[name]
     with pytest.raises((RuntimeError, ValueError)) as raised:
         ldk.knn(X, k=4, backend=name)
