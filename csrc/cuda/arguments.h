@@ -69,6 +69,7 @@ struct Candidate {
 // How the problem is cut up. Lengths in rows unless they say otherwise.
 struct Plan {
   bool tiles;      // candidates from tensor-core tiles; else every pair exactly
+  bool sums;       // the gradient is summed while distances are taken (exact.h)
   bool symmetric;  // each tile serves the rows of both its sides
   bool once;       // all references are packed at once; else a step's at a time, in two buffers
   int width;       // blocks of references in a tile: 1, or 2 on Hopper

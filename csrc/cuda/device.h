@@ -65,36 +65,47 @@ __device__ inline void named_barrier(int id, int threads) {
 #if defined(LDREG_SIMT)
   simt::barrier(id, threads);
 #else
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");  // also for warps that have diverged
 #endif
 }
 
 // ---------------------------------------------------------------------------------- between blocks
 
-__device__ inline unsigned load_acquire(const unsigned* counter) {
+// Everything before it, everywhere on the device, comes before everything after it.
+__device__ inline void device_fence() {
+#if defined(LDREG_SIMT)
+  __threadfence();
+#else
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+__device__ inline unsigned load_relaxed(const unsigned* counter) {
 #if defined(LDREG_SIMT)
   return *counter;
 #else
   unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 #endif
 }
 
-// By one thread, which passes what it sees on to others through a barrier.
+// By one thread, which passes what it sees on to others through a barrier. The fence comes once, not with every look: it
+// empties the cache that other warps are reading through.
 __device__ inline void wait_for(const unsigned* counter, unsigned value) {
-  while (load_acquire(counter) < value) {
+  while (load_relaxed(counter) < value) {
 #if defined(LDREG_SIMT)
     simt::yield();
 #else
     __nanosleep(100);
 #endif
   }
+  device_fence();
 }
 
 // By one thread, after a barrier behind the writes of all.
 __device__ inline void signal(unsigned* counter, unsigned arrivals = 1) {
-  __threadfence();
+  device_fence();
   atomicAdd(counter, arrivals);
 }
 

@@ -140,9 +140,13 @@ Planned plan_for(const Call& call, uintptr_t workspace, uintptr_t state) {
   a.o = {pointer<void>(call.distances), pointer<int64_t>(call.indices), pointer<void>(call.lid),
          pointer<uint8_t>(call.degenerate), pointer<void>(call.tracked), pointer<void>(call.grad),
          pointer<void>(call.value), pointer<void>(call.coeff)};
-  a.plan = make_plan<Real>(a.p, call.tiles, limits, call.budget > 0 ? call.budget : kBudget);
+  // Dropping the smallest would make every guess of who is a neighbour off by one.
+  const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
+                    near_power(Estimator(a.r.estimator)) > 0;
+  a.plan = make_plan<Real>(a.p, call.tiles, sums, limits, call.budget > 0 ? call.budget : kBudget);
   planned.workspace = lay_out(a.p, a.plan, pointer<char>(workspace), pointer<unsigned>(state), a.s);
-  planned.at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), hopper, nullptr};
+  planned.at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), kControlBytes + limits.shared_bytes,
+                hopper, nullptr};
   return planned;
 }
 

@@ -91,9 +91,9 @@ __device__ __forceinline__ void finish(Control& control, char* memory) {
   const Arguments& a = arguments();
   __syncthreads();
   if (thread_id() == 0) {
-    __threadfence();
+    device_fence();
     control.last = atomicAdd(a.s.state + kFinished, 1u) == gridDim.x - 1;
-    __threadfence();
+    device_fence();
   }
   __syncthreads();
   if (!control.last) return;

@@ -7,7 +7,7 @@
 namespace ldreg::cuda {
 
 struct LaunchAt {
-  int blocks, shared_bytes;
+  int blocks, shared_bytes, most_shared_bytes;
   bool hopper;  // HopperTiles, else PortableTiles
   void* stream;
 };
@@ -32,7 +32,8 @@ using HopperTiles = HopperTileStage;
 template <class T, class Stage>
 void start(const Arguments& a, const LaunchAt& at) {
   auto* kernel = ldreg_kernel<T, Stage>;
-  LDREG_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, at.shared_bytes));
+  // Always the most there is: a captured graph keeps its own size, and must not find the limit lowered by a later call.
+  LDREG_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, at.most_shared_bytes));
   kernel<<<at.blocks, Stage::kThreads, at.shared_bytes, static_cast<cudaStream_t>(at.stream)>>>(a);
   LDREG_CUDA_CHECK(cudaGetLastError());
 }

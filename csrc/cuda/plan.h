@@ -32,12 +32,13 @@ inline int64_t state_words(const Plan& plan, int B) { return kFixedWords + (plan
 template <class Real>
 int team_bytes(const Problem& p, const Plan& plan, int together) {
   const int direct = TeamShared<Real>::bytes(together, plan.room, p.D, false);
-  return plan.tiles ? std::max(direct, TeamShared<Real>::bytes(1, plan.room, p.D, true)) : direct;
+  return plan.tiles ? std::max(direct, TeamShared<Real>::bytes(1, plan.room, p.D, plan.sums)) : direct;
 }
 
 // As many teams as fit, and queries that share a reference: the first matter more to lists, the second to all pairs.
+// Whether any does.
 template <class Real>
-void choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
+bool choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
   int best = 0;
   for (int teams = limits.threads / kTeam; teams >= 1; --teams)
     for (int together = kMostTogether; together >= 1; together /= 2) {
@@ -45,10 +46,7 @@ void choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
       if (teams * team_bytes<Real>(p, plan, together) > limits.shared_bytes || worth <= best) continue;
       best = worth, plan.teams = teams, plan.together = together;
     }
-  if (best == 0)
-    throw std::invalid_argument("D = " + std::to_string(p.D) + " with k = " + std::to_string(p.wanted) + " needs " +
-                                std::to_string(team_bytes<Real>(p, plan, 1)) + " bytes of shared memory, this device has " +
-                                std::to_string(limits.shared_bytes));
+  return best > 0;
 }
 
 // How many times the references seen so far may be seen after the next step, so that lists have room: a threshold from s
@@ -61,9 +59,19 @@ inline int growth_for(double k, double cap) {
   return growth;
 }
 
+// Tickets are 32-bit words; so many jobs are minutes of work.
+inline void check_jobs(const Problem& p, const Plan& plan) {
+  const int64_t tiles = int64_t(ceil_div(p.B, kBlock)) * ceil_div(p.N, kBlock);
+  if (plan.tiles && tiles >= int64_t(1) << 31)
+    throw std::invalid_argument("x has " + std::to_string(p.B) + " rows and y " + std::to_string(p.N) +
+                                ": more pairs than one launch on backend 'cuda' takes; call it for fewer rows at a time");
+}
+
+// `sums`: the gradient is summed while distances are taken.
 template <class Real>
-Plan make_plan(const Problem& p, bool tiles, const Limits& limits, int64_t budget = kBudget) {
+Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, int64_t budget = kBudget) {
   Plan plan{};
+  plan.sums = sums;
   plan.tiles = tiles && sizeof(Real) == 4;
   plan.once = true;
   plan.width = limits.width;
@@ -73,11 +81,16 @@ Plan make_plan(const Problem& p, bool tiles, const Limits& limits, int64_t budge
   plan.gamma = (1.5f * p.D + 64) * 0x1p-23f;  // tensor cores truncate partial sums; threshold.h
   if (!plan.tiles) {
     plan.room = power_above(p.wanted + kLeastRound);
-    choose_teams<Real>(p, limits, plan);
-    return plan;
+    if (choose_teams<Real>(p, limits, plan)) return plan;
+    throw std::invalid_argument("D = " + std::to_string(p.D) + " with k = " + std::to_string(p.wanted) + " needs " +
+                                std::to_string(team_bytes<Real>(p, plan, 1)) + " bytes of shared memory, this device has " +
+                                std::to_string(limits.shared_bytes));
   }
+  check_jobs(p, plan);
 
   plan.cap = power_above(std::max(4 * p.wanted, 4 * kBlock)), plan.room = plan.cap;
+  // Wide rows and long lists may not fit a small device's shared memory together; every pair does.
+  if (!choose_teams<Real>(p, limits, plan)) return make_plan<Real>(p, false, false, limits, budget);
   const int64_t row = plan.columns * int64_t(sizeof(__half));
   const int reference_blocks = ceil_div(p.N, kBlock), in_list = plan.cap / kBlock;
   plan.once = p.N * row <= budget / 2 || (p.same && p.N * row <= budget * 7 / 8);
@@ -112,7 +125,6 @@ Plan make_plan(const Problem& p, bool tiles, const Limits& limits, int64_t budge
   plan.steps = 1;
   for (int meets = smaller(plan.first, plan.meetings); meets < plan.meetings; ++plan.steps)
     meets = meets_after(plan, reference_blocks, meets);
-  choose_teams<Real>(p, limits, plan);
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / (plan.cap * int(sizeof(int))));
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block
   plan.query_share = int(std::max<int64_t>(1, std::min<int64_t>(8, plan.panel / each)));

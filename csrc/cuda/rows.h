@@ -22,7 +22,7 @@ __device__ inline void load_list(const TeamShared<RealOf<T>>& shared, int slot) 
     shared.list()[c] = {double(item.key), reference_at(a, item.position)};
   }
   load_query<T>(a, shared.task().query, RealOf<T>(shared.task().unit), shared.x());
-  for (int c = this_team().thread; c < shared.task().columns; c += kTeam) shared.sum()[c] = 0;
+  for (int c = this_team().thread; a.plan.sums && c < shared.task().columns; c += kTeam) shared.sum()[c] = 0;
   this_team().sync();
   if (shared.task().power > 0) sort(shared.list_at(), n);
   if (a.p.D <= kWidest<4>) evaluate<T, 4, kTogether == 1 ? 1 : 2 * kTogether>(shared, a.r.k);
@@ -46,14 +46,13 @@ __device__ __forceinline__ void rows_job(const Cursor& at, unsigned ticket) {
   __syncthreads();
   if (this_team().id >= a.plan.teams) return;
 
-  const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(1, a.plan.room, a.p.D, true)};
+  const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(1, a.plan.room, a.p.D, a.plan.sums)};
   for (int slot = first + this_team().id; slot < last; slot += a.plan.teams) {
     if (a.s.count[slot] > unsigned(a.plan.cap)) continue;
     if (this_team().thread == 0) {
-      const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16>;
       const auto largest = *reinterpret_cast<const unsigned long long*>(a.s.state + kLargestLow);
       shared.task() = {unit_of(largest, Real()), 1, a.plan.room, TeamShared<Real>::padded(a.p.D),
-                       query_of(a, at.panel, slot), int(a.s.count[slot]), sums ? near_power(Estimator(a.r.estimator)) : 0};
+                       query_of(a, at.panel, slot), int(a.s.count[slot]), a.plan.sums ? near_power(Estimator(a.r.estimator)) : 0};
     }
     this_team().sync();
     load_list<T, kTogether>(shared, slot);

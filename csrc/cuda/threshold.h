@@ -106,7 +106,8 @@ __device__ __forceinline__ void compact_list(const Cursor& at, bool last, int sl
       }
       passes = lower <= limit;
     }
-    const unsigned mask = __ballot_sync(kAllLanes, passes);  // everyone has read: what is before f + 32 may be overwritten
+    const unsigned mask = __ballot_sync(kAllLanes, passes);
+    __syncwarp();  // everyone has read: what is before f + 32 may be overwritten
     if (passes) list[kept + __popc(mask & ((1u << lane) - 1))] = item;
     kept += __popc(mask);
   }

@@ -164,7 +164,7 @@ __device__ inline void await_tile(const Arguments& a, const Cursor& at, const Ti
 // By one thread, once all candidates of the tile are in their lists.
 __device__ inline void tile_done(const Arguments& a, const Cursor& at, const TileAt& tile) {
   const Schedule schedule(a);
-  __threadfence();
+  device_fence();
   for (int h = 0; h < a.plan.width; ++h) {
     if (tile.m[h].there) atomicAdd(a.s.arrivals + schedule.block_of(at.panel, tile.m[h].query_block), 1u);
     if (tile.m[h].back) atomicAdd(a.s.arrivals + tile.m[h].reference_block, 1u);

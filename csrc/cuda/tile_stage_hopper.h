@@ -111,7 +111,8 @@ struct HopperTileStage {
       mbarrier_arrive(shared.record_full + record.at);
       if (at.job != Job::tiles) return;
       const TileAt& tile = next.tile;
-      if (tile.m[0].there || tile.m[1].there) {
+      const bool there = tile.m[0].there || tile.m[1].there;  // else nobody is waited for, and nothing loaded
+      if (there) {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
       }
@@ -120,7 +121,7 @@ struct HopperTileStage {
 #pragma unroll
       for (int h = 0; h < kWidth; ++h)
         y_row[h] = (tile.m[h].there ? tile.m[h].reference_block : tile.m[0].reference_block) * kBlock + int(schedule.base(at));
-      for (int c = 0; c < a.plan.columns; c += kStep, stage.advance()) {
+      for (int c = 0; there && c < a.plan.columns; c += kStep, stage.advance()) {
         mbarrier_wait(shared.empty + stage.at, stage.parity ^ 1);
         uint64_t* full = shared.full + stage.at;
         mbarrier_arrive_expect_tx(full, kStageBytes);
@@ -147,7 +148,8 @@ struct HopperTileStage {
       if (tile.at.job != Job::tiles) return;
       float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
       int previous = 0;
-      for (int c = 0; c < a.plan.columns; c += kStep) {
+      const bool there = tile.tile.m[0].there || tile.tile.m[1].there;
+      for (int c = 0; there && c < a.plan.columns; c += kStep) {
         mbarrier_wait(shared.full + stage.at, stage.parity);
         const uint64_t x = first_x + stage.at * (kStageBytes >> 4), y = first_y + stage.at * (kStageBytes >> 4);
         warpgroup_arrive();
@@ -160,7 +162,7 @@ struct HopperTileStage {
         stage.advance();
       }
       warpgroup_finish(sum);
-      if (lane_id() == 0) mbarrier_arrive(shared.empty + previous);
+      if (there && lane_id() == 0) mbarrier_arrive(shared.empty + previous);
 
       look_up(a, tile, thread, shared);
       named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);
@@ -184,7 +186,7 @@ struct HopperTileStage {
       shared.columns[thread] = column;
     } else if (thread < (kWidth + 1) * kBlock) {
       const int row = thread - kWidth * kBlock;
-      Side side = query_side(a, tile, tile.slot(row), true);
+      Side side = query_side(a, tile, tile.slot(row), tile.m[0].there || tile.m[1].there);
       if (tile.m[0].back || tile.m[1].back) reference_side(a, tile.slot(row), side);
       shared.rows[row] = side;
     }

@@ -98,8 +98,11 @@ _states: dict[tuple[int, int], Tensor] = {}
 
 def _state(words: int, device: torch.device, stream: int) -> Tensor:
     """Zeros that a launch leaves zero: kept for each stream, so that no launch has to clear them first."""
-    if device.type == "cpu" or torch.cuda.is_current_stream_capturing():  # a graph may run beside its stream's work
-        return torch.zeros(words, dtype=torch.int32, device=device)
+    if device.type == "cpu":
+        return torch.zeros(words, dtype=torch.int32)
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():  # a graph may run beside whatever else its stream does
+            return torch.zeros(words, dtype=torch.int32, device=device)
     key = (device.index, stream)
     if key not in _states or _states[key].numel() < words:
         _states[key] = torch.zeros(max(words, 4096), dtype=torch.int32, device=device)

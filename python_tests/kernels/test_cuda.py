@@ -285,6 +285,19 @@ def test_memory_does_not_grow_with_pairs(N: int, D: int, same: bool) -> None:
     assert 4 * words <= N
 
 
-def test_a_device_that_is_too_small_is_told_the_shape() -> None:
-    workspace, _, plan = planned(B=4096, N=4096, D=8192, x_stride=8192, y_stride=8192, same=True, wanted=1024, k=1024)
-    assert workspace > 0 and "tiles" in plan
+def test_too_many_pairs_for_one_launch_are_refused() -> None:
+    with pytest.raises(ValueError, match="x has 16777216 rows .* call it for fewer rows at a time"):
+        planned(B=1 << 24, N=1 << 24, D=8, x_stride=8, y_stride=8)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="sizes of other devices are simulated")
+@pytest.mark.parametrize("kilobytes", [99, 163, 227], ids=["consumer", "A100", "H200"])
+@pytest.mark.parametrize("D", [64, 2048, 8192])
+@pytest.mark.parametrize("k", [8, 512, 1024])
+def test_every_size_has_a_plan_on_every_device(kilobytes: int, D: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists and rows share a block's memory; where both are large and it is small, every pair is computed."""
+    monkeypatch.setenv("LDREG_SIMT_SHARED", str(kilobytes << 10))
+    shape = {"B": 9000, "N": 9000, "D": D, "x_stride": D, "y_stride": D, "same": True}
+    plan = planned(**shape, k=k, wanted=k, drop_smallest=True)[2]
+    assert "tiles" in plan or (kilobytes < 227 or k == 1024)
+    assert "tiles" in planned(**shape, k=8, wanted=8, gradient=True, knn=False)[2]
