@@ -173,7 +173,8 @@ def test_layouts(forced: Forced, way: str, name: str) -> None:
     forced(way)
     x = CUDA.put(cases.features(150, 20))
     plain, other = CUDA.knn(x, k=8), CUDA.knn(cases.layouts(x)[name], k=8)
-    assert torch.equal(plain.distances, other.distances) and torch.equal(plain.indices, other.indices)
+    assert torch.equal(plain.distances, other.distances)
+    assert torch.equal(plain.indices, other.indices)
 
 
 @pytest.mark.parametrize("budget", [1 << 16, 1 << 18])
@@ -184,7 +185,8 @@ def test_little_workspace(forced: Forced, tiles: str, budget: int, same: bool) -
     y = cases.features(1300, 40, seed=3)
     check(y[:300].clone() if same else cases.features(300, 40), y, k=10, self_index=0 if same else None)
     if budget == 1 << 16:
-        assert "packed in steps" in forced.plans[-1] and " 1 panels" not in forced.plans[-1]
+        assert "packed in steps" in forced.plans[-1]
+        assert " 1 panels" not in forced.plans[-1]
 
 
 def test_fast_is_nearly_exact(forced: Forced, way: str) -> None:
@@ -252,7 +254,7 @@ def test_the_order_of_threads_does_not_matter(
 
 def test_too_large_is_said_by_name() -> None:
     x = CUDA.put(cases.normal(1500, 2))
-    with pytest.raises(ValueError, match="k must be at most 1024 on backend 'cuda' .*, got 1025"):
+    with pytest.raises(ValueError, match=r"k must be at most 1024 on backend 'cuda' .*, got 1025"):
         ldk.knn(x, k=1025, backend="cuda")
     with pytest.raises(ValueError, match="x must have at most 8192 columns on backend 'cuda', got 8193"):
         ldk.knn(CUDA.put(torch.zeros(4, 8193)), k=2, backend="cuda")
@@ -286,7 +288,7 @@ def test_memory_does_not_grow_with_pairs(N: int, D: int, same: bool) -> None:
 
 
 def test_too_many_pairs_for_one_launch_are_refused() -> None:
-    with pytest.raises(ValueError, match="x has 16777216 rows .* call it for fewer rows at a time"):
+    with pytest.raises(ValueError, match=r"x has 16777216 rows .* call it for fewer rows at a time"):
         planned(B=1 << 24, N=1 << 24, D=8, x_stride=8, y_stride=8)
 
 
