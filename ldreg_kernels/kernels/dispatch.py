@@ -48,8 +48,10 @@ def backends() -> dict[str, str | None]:
     return {name: unavailable_reason(name) for name in _BACKENDS}
 
 
-def resolve(name: str, device: torch.device) -> ModuleType:
+def resolve(name: str, device: torch.device, *, k: int = 0, columns: int = 0) -> ModuleType:
     """The module that serves `backend=name` for tensors on `device`.
+
+    `auto` passes over a backend whose `LARGEST_K` or `LARGEST_COLUMNS` the call exceeds; asked for by name, it says so.
 
     Raises:
         ValueError: unknown name, or a backend that does not serve this device.
@@ -59,8 +61,11 @@ def resolve(name: str, device: torch.device) -> ModuleType:
         for candidate, (_, usual) in _BACKENDS.items():
             if device.type not in usual or unavailable_reason(candidate) is not None:
                 continue
+            module = _module(candidate)
+            if getattr(module, "LARGEST_K", k) < k or getattr(module, "LARGEST_COLUMNS", columns) < columns:
+                continue
             if device.type in devices(candidate):  # not the interpreter, which is never the fastest
-                return _module(candidate)
+                return module
         raise RuntimeError(f"no backend serves {device.type} tensors; see ldreg_kernels.backends()")
     if name not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")

@@ -46,7 +46,7 @@ def _knn(
     if x.shape[0] == 0:
         return _knn_fake(x, y, k, self_map, self_offset, backend, precision)
     problem = make_problem(x, y, k, self_map, self_offset, precision)
-    result = dispatch.resolve(backend, x.device).knn(problem)
+    result = dispatch.resolve(backend, x.device, k=problem.k, columns=x.shape[1]).knn(problem)
     return result.distances, result.indices
 
 

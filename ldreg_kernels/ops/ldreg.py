@@ -53,7 +53,8 @@ def _ldreg(
         return (zeros, *_empty_rows(x, len(track_ks), need_grad))
     track = tuple(zip(track_estimators, track_ks, strict=True))
     problem = make_problem(x, y, k, self_map, self_offset, precision)
-    result = dispatch.resolve(backend, x.device).ldreg(problem, estimator, form, target, reduction, track, need_grad)
+    module = dispatch.resolve(backend, x.device, k=max([problem.k, *(size for _, size in track)]), columns=x.shape[1])
+    result = module.ldreg(problem, estimator, form, target, reduction, track, need_grad)
     return tuple(result)
 
 

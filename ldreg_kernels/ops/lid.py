@@ -35,7 +35,7 @@ def _lid(
     if x.shape[0] == 0:
         return _lid_fake(x, y, k, estimator, self_map, self_offset, drop_smallest, need_grad, backend, precision)
     problem = make_problem(x, y, k, self_map, self_offset, precision, drop_smallest)
-    result = dispatch.resolve(backend, x.device).lid(problem, estimator, (), need_grad)
+    result = dispatch.resolve(backend, x.device, k=problem.k, columns=x.shape[1]).lid(problem, estimator, (), need_grad)
     return result.lid, result.grad
 
 

@@ -70,3 +70,18 @@ def test_poison_is_really_there(poisoned_memory):
     assert torch.empty(5).isnan().all()
     assert X.new_empty(2, 2, dtype=torch.float64).isnan().all()
     assert (torch.empty(3, dtype=torch.int64) == torch.iinfo(torch.int64).max).all()
+
+
+def test_auto_passes_over_a_backend_that_the_call_is_too_large_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA backend comes first, but Triton takes a larger k."""
+    everywhere = {name: (module, ("meta",)) for name, (module, _) in dispatch._BACKENDS.items()}
+    monkeypatch.setattr(dispatch, "_BACKENDS", everywhere)
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda name: None)
+    monkeypatch.setattr(dispatch, "devices", lambda name: ("meta",))
+
+    def chosen(**sizes: int) -> str:
+        return dispatch.resolve("auto", torch.device("meta"), **sizes).__name__.rpartition(".")[2]
+
+    assert chosen() == chosen(k=1024, columns=8192) == "cuda_backend"
+    assert chosen(k=1025) == chosen(columns=8193) == "triton_backend"
+    assert chosen(k=8193) == "native"
