@@ -99,11 +99,6 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
 
 // ---------------------------------------------------------------- tensor copies
 
-// Fetches the descriptor ahead of the first copy. The map is a __grid_constant__ kernel parameter. One thread.
-__device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
-  LDREG_HOPPER_ASM("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 // Copies the map's box at (column, row) to `to` and counts its full size, zeros beyond the matrix included.
 __device__ __forceinline__ void tma_load_2d(const CUtensorMap* map, uint64_t* barrier, void* to, int column, int row) {
   LDREG_HOPPER_ASM(
@@ -171,25 +166,6 @@ __device__ __forceinline__ bool elect_one() {
       "{\n\t.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\tselp.b32 %0, 1, 0, p;\n\t}"
       : "=r"(elected)::"memory");
   return elected;
-}
-
-// Takes registers, for the whole warpgroup: waits until the others have given up enough. Multiples of 8 up to 256.
-template <int Registers>
-__device__ __forceinline__ void take_registers() {
-  static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
-  LDREG_HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
-}
-
-// Gives registers back, for the whole warpgroup.
-template <int Registers>
-__device__ __forceinline__ void give_registers() {
-  static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
-  LDREG_HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
-}
-
-// A barrier among `threads` of the block's threads, whole warps. Id 0 is __syncthreads; 1 to 15 are free.
-__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
-  LDREG_HOPPER_ASM("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 }  // namespace ldreg::cuda

@@ -3,10 +3,8 @@
 // Contract: the functions there. Timing is the worst that PTX allows, in an order that depends on the launch's seed: a
 // box lands late, while somebody waits for an mbarrier, and its destination is NaN until then; a box reads its source
 // when it is issued or when it lands; products read their operands when they are issued or when their group is waited
-// for; sums are NaN from the first product to warpgroup_finish. Registers that a warpgroup takes have to be given by
-// others first; a launch is taken to start with all of them, shared out evenly. A broken rule is an error that names
-// the thread. What it does not show: a missing fence_proxy_async, and how tensor cores round (sums here are plain
-// float32 sums).
+// for; sums are NaN from the first product to warpgroup_finish. A broken rule is an error that names the thread. What it
+// does not show: a missing fence_proxy_async, and how tensor cores round (sums here are plain float32 sums).
 #pragma once
 
 #include "emulated.h"
@@ -79,7 +77,6 @@ struct Warp {
   Group open;
   std::deque<Group> groups;
   float sum[kProductRows][kProductColumns];
-  int registers;
 };
 
 // The products that some of its warps have given and others have yet to.
@@ -94,11 +91,8 @@ struct State : BlockState {
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   int elected = static_cast<int>(detail::random() % 32);
-  int free_registers = 0;
 
-  State() : warps((blockDim.x + 31) / 32), warpgroups((blockDim.x + 127) / 128) {
-    for (Warp& warp : warps) warp.registers = std::min(255, static_cast<int>(65536 / blockDim.x / 8 * 8));
-  }
+  State() : warps((blockDim.x + 31) / 32), warpgroups((blockDim.x + 127) / 128) {}
 
   const char* unfinished() const override {
     if (!boxes.empty()) return "boxes in flight";
@@ -106,8 +100,6 @@ struct State : BlockState {
       if (warp.in_flight) return "products in flight";
     for (const Warpgroup& group : warpgroups)
       if (!group.given.empty()) return "products that only a part of a warpgroup has given";
-    for (size_t i = 0; i < warps.size(); ++i)
-      if (warps[i].registers != warps[i / 4 * 4].registers) return "different registers within a warpgroup";
     return nullptr;
   }
 };
@@ -287,23 +279,6 @@ inline void name_sums(Warp& warp, float* sum) {
   known = sum;
 }
 
-// ---------------------------------------------------------------- registers
-
-inline void set_registers(int registers, bool more) {
-  require(blockDim.x % 128 == 0, "setmaxnreg in a block that is not of whole warpgroups");
-  Warp& warp = this_warp();
-  __syncwarp();
-  if (lane_of_thread() == 0) {
-    const int change = (registers - warp.registers) * 32;
-    require(more ? change >= 0 : change <= 0, "registers given that it has not, or taken that it has");
-    while (state().free_registers < change) yield();
-    state().free_registers -= change;
-    warp.registers = registers;
-    detail::progress();
-  }
-  __syncwarp();
-}
-
 // ---------------------------------------------------------------- hopper.h, in its order
 
 inline void mbarrier_init(uint64_t* barrier, int arrivals) {
@@ -339,7 +314,6 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   }
 }
 
-inline void tma_prefetch_map(const CUtensorMap*) {}
 
 inline void tma_load_2d(const CUtensorMap* map, uint64_t* barrier, void* to, int column, int row) {
   detail::switch_point();
@@ -395,20 +369,6 @@ inline bool elect_one() {
   return lane_of_thread() == state().elected;
 }
 
-template <int Registers>
-void take_registers() {
-  static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
-  set_registers(Registers, true);
-}
-
-template <int Registers>
-void give_registers() {
-  static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256);
-  set_registers(Registers, false);
-}
-
-inline void named_barrier_sync(int id, int threads) { barrier(id, threads); }
-
 }  // namespace simt::hopper
 
 namespace ldreg::cuda {
@@ -421,7 +381,6 @@ using simt::hopper::mbarrier_invalidate;
 using simt::hopper::mbarrier_arrive;
 using simt::hopper::mbarrier_arrive_expect_tx;
 using simt::hopper::mbarrier_wait;
-using simt::hopper::tma_prefetch_map;
 using simt::hopper::tma_load_2d;
 using simt::hopper::fence_proxy_async;
 using simt::hopper::warpgroup_arrive;
@@ -430,7 +389,4 @@ using simt::hopper::warpgroup_wait;
 using simt::hopper::warpgroup_finish;
 using simt::hopper::wgmma_m64n128k16;
 using simt::hopper::elect_one;
-using simt::hopper::take_registers;
-using simt::hopper::give_registers;
-using simt::hopper::named_barrier_sync;
 }  // namespace ldreg::cuda

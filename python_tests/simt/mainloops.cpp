@@ -65,10 +65,7 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
 
   RingPosition at;
   if (group == 0) {
-    give_registers<40>();
     if (warp != 0 || !elect_one()) return;
-    tma_prefetch_map(&x_map);
-    tma_prefetch_map(&y_map);
     fence_proxy_async();
     for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x)) {
       const int row = tile % row_tiles * kTileRows, column = tile / row_tiles * kTileColumns;
@@ -84,7 +81,6 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
     return;
   }
 
-  take_registers<232>();
   const uint64_t first_a = wgmma_descriptor(shared) + unsigned(group - 1) * 512;
   const uint64_t first_b = wgmma_descriptor(shared + kBox);
   for (int tile = int(blockIdx.x); tile < tiles; tile += int(gridDim.x)) {
