@@ -8,7 +8,6 @@ A module compiled for the host by the tests (python_tests/simulator.py) takes th
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from functools import cache
 from types import ModuleType
@@ -17,18 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tuning
-from .contract import (
-    ESTIMATORS,
-    FORMS,
-    REDUCTIONS,
-    KnnResult,
-    LdregResult,
-    LidResult,
-    Problem,
-    Track,
-    unit_columns,
-)
+from . import single_launch, tuning
+from .contract import KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
 
 _cuda: Any
 try:
@@ -109,7 +98,7 @@ def _state(words: int, device: torch.device, stream: int) -> Tensor:
     return _states[key]
 
 
-def _run(problem: Problem, wanted: int, fields: dict[str, object], out: dict[str, Tensor]) -> None:
+def _run(problem: Problem, wanted: int, out: dict[str, Tensor], modes: dict[str, object]) -> None:
     if wanted > LARGEST_K:
         raise ValueError(f"k must be at most {LARGEST_K} on backend 'cuda' (track included), got {wanted}")
     if problem.x.shape[1] > LARGEST_COLUMNS:
@@ -142,7 +131,7 @@ def _run(problem: Problem, wanted: int, fields: dict[str, object], out: dict[str
         "wanted": wanted,
         "tiles": tuning.choose_path(shape) == "tiles",
         "loop": _loop(),
-        **fields,
+        **modes,
         **{name: tensor.data_ptr() for name, tensor in out.items()},
     }
     for name, value in fields.items():
@@ -153,70 +142,21 @@ def _run(problem: Problem, wanted: int, fields: dict[str, object], out: dict[str
     _cuda.launch(call, workspace.data_ptr(), state.data_ptr(), stream)
 
 
-def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output; float32, or float64 for float64 features, unless told otherwise."""
-    real = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
-    return torch.empty(shape, dtype=dtype or real, device=problem.x.device)
-
-
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`."""
-    rows, k = problem.x.shape[0], problem.k
-    found = KnnResult(_new(problem, rows, k), _new(problem, rows, k, dtype=torch.int64))
-    _run(problem, k, {"knn": True, "k": k}, found._asdict())
-    return found
+    return single_launch.knn(_run, problem)
 
 
 def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`."""
-    return _estimates(problem, estimator, track, need_grad, {}, {})
+    return single_launch.lid(_run, problem, estimator, track, need_grad)
 
 
 def ldreg(
     problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
 ) -> LdregResult:
     """Contract `ldreg`."""
-    rows = problem.x.shape[0]
-    value = _new(problem, rows) if reduction == "none" else _new(problem)
-    coeff = _new(problem, rows)
-    fields: dict[str, object] = {
-        "loss": True,
-        "form": FORMS.index(form),
-        "reduction": REDUCTIONS.index(reduction),
-        "goal": 0.0 if target is None else math.log(target),
-    }
-    found = _estimates(problem, estimator, track, need_grad, fields, {"value": value, "coeff": coeff})
-    return LdregResult(value, coeff, *found)
+    return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
 
 
-def _estimates(
-    problem: Problem,
-    estimator: str,
-    track: Track,
-    need_grad: bool,
-    fields: dict[str, object],
-    out: dict[str, Tensor],
-) -> LidResult:
-    rows, columns = problem.x.shape
-    found = LidResult(
-        lid=_new(problem, rows),
-        degenerate=_new(problem, rows, dtype=torch.bool),
-        tracked=_new(problem, len(track), rows),
-        grad=_new(problem, rows if need_grad else 0, columns),
-    )
-    fields = {
-        "estimator": ESTIMATORS.index(estimator),
-        "k": problem.k,
-        "gradient": need_grad,
-        "track": [(ESTIMATORS.index(name), k) for name, k in track],
-        **fields,
-    }
-    _run(problem, max([problem.k, *(k for _, k in track)]), fields, found._asdict() | out)
-    return found
-
-
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: one pass, rounding to `dtype` on the way out."""
-    out = torch.empty_like(grad, dtype=dtype)
-    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
-        return torch.mul(grad, scale[:, None], out=out)
+scale_rows = single_launch.scale_rows

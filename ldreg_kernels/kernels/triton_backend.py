@@ -6,16 +6,16 @@ on CPU tensors: slow, and meant for tests. What is computed and how: triton_fuse
 
 from __future__ import annotations
 
-import math
 import os
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import autotune, tuning
-from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track
+from . import autotune, single_launch, tuning
+from .contract import KnnResult, LdregResult, LidResult, Problem, Track
 
 _launch: ModuleType | None
 try:
@@ -65,8 +65,13 @@ def _programs(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _run(problem: Problem, k: int, wanted: int, out: dict[str, Tensor], modes: dict[str, object]) -> None:
+def _run(problem: Problem, wanted: int, out: dict[str, Tensor], modes: dict[str, Any]) -> None:
     assert _launch is not None
+    modes = {**modes}
+    k = modes.pop("k")
+    if "track" in modes:  # the kernels are compiled for it: a flat tuple of numbers
+        modes["track"] = tuple(number for pair in modes["track"] for number in pair)
+        out = {**out, "degenerate": out["degenerate"].view(torch.uint8)}
     x = problem.x
     if wanted > LARGEST_K:
         raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {wanted}")
@@ -100,66 +105,21 @@ def _staged() -> bool:
     return value == "1"
 
 
-def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output; float32, or float64 for float64 features, unless told otherwise."""
-    real = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
-    return torch.empty(shape, dtype=dtype or real, device=problem.x.device)
-
-
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`."""
-    rows, k = problem.x.shape[0], problem.k
-    found = KnnResult(_new(problem, rows, k), _new(problem, rows, k, dtype=torch.int64))
-    _run(problem, k, k, found._asdict(), {"knn": True})
-    return found
+    return single_launch.knn(_run, problem)
 
 
 def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`."""
-    return _estimates(problem, estimator, track, need_grad, {}, {})
+    return single_launch.lid(_run, problem, estimator, track, need_grad)
 
 
 def ldreg(
     problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
 ) -> LdregResult:
     """Contract `ldreg`."""
-    rows = problem.x.shape[0]
-    value = _new(problem, rows) if reduction == "none" else _new(problem)
-    coeff = _new(problem, rows)
-    modes: dict[str, object] = {
-        "loss": True,
-        "form": FORMS.index(form),
-        "reduction": REDUCTIONS.index(reduction),
-        "goal": 0.0 if target is None else math.log(target),
-    }
-    found = _estimates(problem, estimator, track, need_grad, modes, {"value": value, "coeff": coeff})
-    return LdregResult(value, coeff, *found)
+    return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
 
 
-def _estimates(
-    problem: Problem,
-    estimator: str,
-    track: Track,
-    need_grad: bool,
-    modes: dict[str, object],
-    out: dict[str, Tensor],
-) -> LidResult:
-    rows, columns = problem.x.shape
-    found = LidResult(
-        lid=_new(problem, rows),
-        degenerate=_new(problem, rows, dtype=torch.bool),
-        tracked=_new(problem, len(track), rows),
-        grad=_new(problem, rows if need_grad else 0, columns),
-    )
-    flat = tuple(number for name, k in track for number in (ESTIMATORS.index(name), k))
-    modes = {"estimator": ESTIMATORS.index(estimator), "track": flat, "gradient": need_grad, **modes}
-    pointers = found._asdict() | {"degenerate": found.degenerate.view(torch.uint8)}
-    _run(problem, problem.k, max([problem.k, *(k for _, k in track)]), pointers | out, modes)
-    return found
-
-
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: one pass, rounding to `dtype` on the way out."""
-    out = torch.empty_like(grad, dtype=dtype)
-    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
-        return torch.mul(grad, scale[:, None], out=out)
+scale_rows = single_launch.scale_rows
