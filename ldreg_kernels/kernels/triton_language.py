@@ -2,7 +2,7 @@
 
 A stage is a @triton.jit function over all programs of the grid. It can be launched by itself, or be called by the fused
 kernels (triton_fused.py), which run one stage after another in one launch with `meet` between them. Stages pass data
-through memory only, so both ways are to give the same bits (test_triton_launch.py, test_triton_gpu.py). Their arguments
+through memory only, so both ways are to give the same bits (test_triton_launch.py, test_gpu.py). Their arguments
 are p, the Problem; s, the Space; a and c, Operands and Lists of the tiles; o, the Output; and C, a Setup (tuning.py):
 all that a kernel is compiled for.
 

@@ -1,6 +1,6 @@
 """How the Triton stages are run, with small blocks: again for rows whose candidates do not fit, in one launch or many.
 
-What the stages find: test_triton.py. What only a GPU can show of launches: test_triton_gpu.py.
+What the stages find: test_triton.py. What only a GPU can show of launches: test_gpu.py.
 """
 
 from __future__ import annotations
