@@ -7,7 +7,7 @@
 //   matrix      64 x 128 products a warpgroup in registers; hits into the warp's queue
 //   selection   queues to lists; counts the tile as done
 // Four warpgroups, so that 64 sums a thread fit without setmaxnreg: the compiler cannot deal registers out inside the loop
-// over jobs (it then serialises wgmma), and 96 of a thread are enough for everything else.
+// over jobs (it then serialises wgmma).
 #pragma once
 
 #include "hopper.h"
