@@ -1,6 +1,7 @@
 // The tile stage of a block in which all threads do the same: load, multiply, filter, append. For Ampere and newer.
 //
-// Contract: `run` works off the tile of the ticket; shared memory is free again when it returns. The warp-specialised form of the same stage for Hopper is tile_stage_hopper.h.
+// Contract: `run` works off the tile of the ticket; shared memory is free again when it returns. The warp-specialised form
+// of the same stage for Hopper is tile_stage_hopper.h.
 #pragma once
 
 #include "tile.h"
