@@ -17,8 +17,10 @@ import ldreg_kernels as ldk
 pytestmark = pytest.mark.alone
 
 # Minutes of work for two cores if left alone. The other thread counts, which needs the interpreter lock.
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: hence the handler.
 CHILD = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch
 import ldreg_kernels as ldk
 
