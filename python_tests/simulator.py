@@ -33,9 +33,8 @@ SOURCES = [
 
 def unavailable_reason() -> str | None:
     """Why the module cannot be built here, or None."""
-    compiler = _compiler()
-    if shutil.which(compiler[0]) is None:
-        return f"no C++ compiler: {compiler[0]}"
+    if not compiler():
+        return "no C++ compiler: neither $CXX, g++ nor c++ is there"
     return None if importlib.util.find_spec("pybind11") else "pybind11 is not installed"
 
 
@@ -55,8 +54,13 @@ def load() -> ModuleType:
     return module
 
 
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+def compiler() -> list[str]:
+    """The C++ compiler of everything the tests build: $CXX, g++ or c++; empty if there is none."""
+    for command in (os.environ.get("CXX", ""), "g++", "c++"):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    return []
 
 
 def _build(target: Path) -> None:
@@ -73,7 +77,7 @@ def _build(target: Path) -> None:
         return
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(lambda pair: _compile(*pair), stale))
-    _run([*_compiler(), "-shared", "-pthread", *map(str, objects), "-o", str(target)])
+    _run([*compiler(), "-shared", "-pthread", *map(str, objects), "-o", str(target)])
 
 
 def _compile(source: Path, out: Path) -> None:
@@ -84,7 +88,7 @@ def _compile(source: Path, out: Path) -> None:
     flags += [f"-I{HERE / 'include'}", f"-I{HERE}"]
     flags += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     unfinished = out.with_suffix(".partial")
-    _run([*_compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(unfinished)])
+    _run([*compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(unfinished)])
     unfinished.replace(out)
 
 

@@ -6,14 +6,12 @@ are as late there as PTX allows.
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import simulator
 
 TESTS = Path(__file__).resolve().parent.parent
 SIMT = TESTS / "simt"
@@ -32,18 +30,19 @@ MISTAKES = {
 }
 
 
-def compiler() -> list[str]:
-    for command in (os.environ.get("CXX", ""), "g++", "c++"):
-        words = shlex.split(command)
-        if words and shutil.which(words[0]):
-            return words
-    pytest.skip("no C++ compiler: neither $CXX, g++ nor c++ is there")
-
-
 def build(target: Path, *words: str | Path) -> Path:
     flags = ["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     built = subprocess.run(
-        [*compiler(), *flags, *map(str, words), f"-I{SIMT}", f"-I{SIMT / 'include'}", f"-I{CUDA}", "-o", str(target)],
+        [
+            *simulator.compiler(),
+            *flags,
+            *map(str, words),
+            f"-I{SIMT}",
+            f"-I{SIMT / 'include'}",
+            f"-I{CUDA}",
+            "-o",
+            str(target),
+        ],
         capture_output=True,
         text=True,
     )
@@ -57,8 +56,8 @@ def run(program: Path, loop: str, seed: int) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    if sys.platform == "win32":
-        pytest.skip("the machine needs mmap")
+    if simulator.unavailable_reason() is not None:
+        pytest.skip(simulator.unavailable_reason())
     return build(tmp_path_factory.mktemp("machine") / "simt.o", "-O2", "-c", SIMT / "simt.cpp")
 
 

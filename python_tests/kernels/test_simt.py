@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import simulator
 
 SIMT = Path(__file__).resolve().parent.parent / "simt"
 CHECKS = [
@@ -31,24 +28,16 @@ CHECKS = [
 ]
 
 
-def compiler() -> list[str]:
-    for command in (os.environ.get("CXX", ""), "g++", "c++"):
-        words = shlex.split(command)
-        if words and shutil.which(words[0]):
-            return words
-    pytest.skip("no C++ compiler: neither $CXX, g++ nor c++ is there")
-
-
 # Both ways to switch between threads: assembly where there is some for the processor, and the portable one.
 @pytest.fixture(scope="module", params=["native", "ucontext"])
 def selftest(request, tmp_path_factory):
-    if sys.platform == "win32":
-        pytest.skip("the machine needs mmap")
+    if simulator.unavailable_reason() is not None:
+        pytest.skip(simulator.unavailable_reason())
     program = tmp_path_factory.mktemp("simt") / "selftest"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
     flags += ["-DLDREG_SIMT_UCONTEXT"] if request.param == "ucontext" else []
     sources = [str(SIMT / "selftest.cpp"), str(SIMT / "simt.cpp")]
-    command = [*compiler(), *flags, f"-I{SIMT / 'include'}", *sources, "-o", str(program)]
+    command = [*simulator.compiler(), *flags, f"-I{SIMT / 'include'}", *sources, "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return program

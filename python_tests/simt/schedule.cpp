@@ -1,0 +1,142 @@
+// Walks the CUDA schedule ticket by ticket, one job after another, and checks what no single launch can show: every query
+// meets every reference once, a job finds what it waits for done by smaller tickets, buffers hold what a tile reads.
+//
+// Contract: `schedule` walks problems of 1 to 41 blocks, symmetric and one-sided, tiles one and two blocks wide, packed at
+// once and in steps; exit code 1 and a line for each kind of fault. The rules come from schedule.h and tile.h themselves:
+// meeting(), held(), base(). No device code runs.
+#include <cstdio>
+#include <set>
+#include <vector>
+
+#include "cuda/ldreg_launch.h"
+
+using namespace ldreg::cuda;
+
+namespace {
+
+long faults = 0;
+
+void expect(bool held, const char* what, const Arguments& a) {
+  if (held || ++faults > 20) return;
+  std::printf("%s: B %d, N %d, k %d, width %d, %s, %s\n", what, a.p.B, a.p.N, a.p.wanted, a.plan.width,
+              a.plan.symmetric ? "symmetric" : "one-sided", a.plan.once ? "at once" : "in steps");
+}
+
+// What running blocks have done so far: the counters of a launch, and what they stand for.
+class Walk {
+ public:
+  Walk(int B, int N, int wanted, bool same, int width, int64_t budget) {
+    a_.p.B = B, a_.p.N = N, a_.p.D = 64, a_.p.wanted = wanted, a_.p.same = same, a_.p.exact = true;
+    a_.plan = make_plan<float>(a_.p, true, false, {132, 256, 229376, 1000, width, 64}, budget);
+    queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
+    arrived_.resize(queries_), ready_.resize(queries_), places_.resize(queries_);
+    met_.assign(queries_, std::vector<int>(references_));
+    buffer_.assign(a_.plan.once ? references_ : 2 * a_.plan.chunk / kBlock, -1);
+  }
+
+  void run() {
+    const Schedule schedule(a_);
+    Cursor at = schedule.start();
+    for (unsigned ticket = 0;; ++ticket) {
+      schedule.seek(at, ticket);
+      const int job = int(ticket - at.first);
+      switch (at.job) {
+        case Job::scan: ++scanned_; break;
+        case Job::pack_references: pack(schedule, at, job); break;
+        case Job::pack_queries:
+          expect(rows_ == at.rows, "queries are packed over lists in use", a_);
+          ++packed_queries_;
+          break;
+        case Job::tiles: tile(schedule, at, ticket); break;
+        case Job::compact: compact(schedule, at, job); break;
+        case Job::rows: rows(schedule, at, job); break;
+        default: return finish(at);
+      }
+    }
+  }
+
+ private:
+  int parity(const Schedule& schedule, const Cursor& at) const { return a_.plan.once ? 0 : schedule.parity(at); }
+
+  void pack(const Schedule& schedule, const Cursor& at, int job) {
+    expect(scanned_ == schedule.scan_jobs(), "packed before the scale is known", a_);
+    const int half = parity(schedule, at), first = (a_.plan.once ? 0 : schedule.first_position(at)) + job * kPackRows;
+    if (!a_.plan.once) expect(tiled_[half] == at.tiles[half], "packed over references in use", a_);
+    buffer_.at((first + schedule.base(at)) / kBlock) = first / kBlock;
+    ++packed_[half];
+  }
+
+  void tile(const Schedule& schedule, const Cursor& at, unsigned ticket) {
+    const int half = parity(schedule, at);
+    expect(packed_[half] == at.packs[half] && packed_queries_ == at.queries, "a tile before its operands", a_);
+    const TileAt tile = tile_at(a_, at, ticket);
+    for (int h = 0; h < a_.plan.width; ++h) {
+      const Meeting& m = tile.m[h];
+      expect(m.there || !m.back, "references meet queries that do not meet them", a_);
+      if (!m.there) continue;
+      expect(buffer_.at((int64_t(m.reference_block) * kBlock + schedule.base(at)) / kBlock) == m.reference_block,
+             "a buffer holds other references", a_);
+      meet(schedule, at, m.query_block, m.reference_block, m.place);
+      if (m.back) meet(schedule, at, m.reference_block, m.query_block, m.place_back);
+    }
+    ++tiled_[schedule.parity(at)];
+  }
+
+  void meet(const Schedule& schedule, const Cursor& at, int block, int reference, int place) {
+    const int query = schedule.block_of(at.panel, block);
+    ++met_[query][reference], ++arrived_[query];
+    if (at.step == 0) expect(places_[query].insert(place).second, "two blocks at one place of a list", a_);
+    else expect(ready_[query] == schedule.compactions(at.panel, block, at.step), "a tile before its threshold", a_);
+  }
+
+  void compact(const Schedule& schedule, const Cursor& at, int job) {
+    const int query = schedule.block_of(at.panel, job / (kBlock / kCompactRows)), held = schedule.held(at.meets);
+    expect(arrived_[query] == unsigned(held), "a list is compacted before it is complete", a_);
+    if (at.step == 0)
+      expect(int(places_[query].size()) == held && *places_[query].rbegin() == (held - 1) * kBlock &&
+                 held * kBlock <= a_.plan.cap, "a list with holes, or longer than its room", a_);
+    ++ready_[query], ++compacted_;
+  }
+
+  void rows(const Schedule& schedule, const Cursor& at, int job) {
+    const int first = job * schedule.rows_of_job();
+    const int last = smaller(first + schedule.rows_of_job(), schedule.bottom(at.panel) - schedule.top(at.panel));
+    for (int b = first / kBlock; b <= (last - 1) / kBlock; ++b)
+      expect(ready_[schedule.block_of(at.panel, b)] == schedule.compactions(at.panel, b, at.step + 1),
+             "a row before its list", a_);
+    ++rows_;
+  }
+
+  void finish(const Cursor& at) {
+    expect(compacted_ == at.compacts, "failed rows are counted too early", a_);
+    for (const auto& row : met_)
+      for (int times : row) expect(times == 1, "a pair of blocks met not once", a_);
+  }
+
+  Arguments a_{};
+  int queries_, references_;
+  unsigned scanned_ = 0, packed_queries_ = 0, packed_[2] = {}, tiled_[2] = {}, compacted_ = 0, rows_ = 0;
+  std::vector<unsigned> arrived_, ready_;
+  std::vector<std::set<int>> places_;  // of the first step, in a list
+  std::vector<std::vector<int>> met_;
+  std::vector<int> buffer_;  // which block of references lies where
+};
+
+}  // namespace
+
+int main() {
+  long walks = 0;
+  for (int width : {1, 2})
+    for (int blocks = 1; blocks <= 41; ++blocks)
+      for (int more : {0, 1, -60})
+        for (int wanted : {5, 64, 128, 129, 300})
+          for (int64_t budget : {kBudget, int64_t(400000), int64_t(1500000)}) {
+            const int N = blocks * kBlock + more;
+            if (N <= wanted) continue;
+            Walk(N, N, wanted, true, width, budget).run(), ++walks;
+            for (int B : {1, 127, 500, 1300})
+              if (blocks % 5 == 0) Walk(B, N, wanted, false, width, budget).run(), ++walks;
+          }
+  std::printf("%ld walks, %ld faults\n", walks, faults);
+  return faults > 0;
+}
