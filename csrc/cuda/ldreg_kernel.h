@@ -54,8 +54,7 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
       }
       __syncthreads();
       const int first = (once ? 0 : schedule.first_position(at)) + job * kPackRows;
-      pack_rows<T>(false, first, smaller(first + kPackRows, once ? a.p.N : schedule.last_position(at)), 0,
-                   once ? 0 : schedule.base(at));
+      pack_rows<T>(false, first, once ? a.p.N : schedule.last_position(at), 0, once ? 0 : schedule.base(at));
       return a.s.state + (parity ? kPackedReferencesOdd : kPackedReferences);
     }
     case Job::pack_queries: {
@@ -64,8 +63,8 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
         wait_for(a.s.state + kRowsDone, at.rows);  // the panel before is through with operands and lists
       }
       __syncthreads();
-      const int top = schedule.top(at.panel), first = job * kPackRows;
-      pack_rows<T>(true, first, smaller(first + kPackRows, schedule.bottom(at.panel) - top), top, 0);
+      const int top = schedule.top(at.panel);
+      pack_rows<T>(true, job * kPackRows, schedule.bottom(at.panel) - top, top, 0);
       return a.s.state + kPackedQueries;
     }
     default: {
