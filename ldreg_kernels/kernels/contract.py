@@ -8,7 +8,6 @@ This file holds no arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,8 +21,7 @@ MLE_EPSILON = 1e-4  # the published constant inside the logarithm of `mle`
 LID_MAX = 1e6  # at or above it the k distances are equal as far as float32 distances (1e-7 relative) can tell
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One neighbour problem, already validated.
 
     `y` is `x` itself when every row searches its own batch. `self_index` is an offset (row i of x is row

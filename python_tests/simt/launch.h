@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <mutex>
 
 #include "cuda/ldreg_kernel.h"
 #include "cuda/mainloop_mma.h"
@@ -14,6 +15,8 @@ using HopperTiles = HopperTileStage;
 
 template <class T, class Stage>
 void start(const Arguments& a, const LaunchAt& at) {
+  static std::mutex stream;  // there is one: what is launched from two threads runs one after the other
+  const std::lock_guard<std::mutex> turn(stream);
   const char* seed = std::getenv("LDREG_SIMT_SEED");
   simt::Launch launch;
   launch.grid = unsigned(at.blocks), launch.block = Stage::kThreads, launch.shared_bytes = size_t(at.shared_bytes);
