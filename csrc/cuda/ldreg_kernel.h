@@ -8,22 +8,14 @@
 // and everything is in line, because around a call the compiler has even fewer.
 #pragma once
 
+#include "control.h"
 #include "direct.h"
 #include "loss.h"
 #include "rows.h"
 #include "tile_stage.h"
+#include "watchdog.h"
 
 namespace ldreg::cuda {
-
-// What a block knows of where it is. In shared memory, so that no stage has to keep it in registers.
-struct Control {
-  Cursor at;
-  TileAt tile;
-  unsigned ticket;
-  int rows;    // that every pair is computed for
-  bool last;   // the block that finished last
-};
-static_assert(sizeof(Control) <= kArgumentsAt && kArgumentsAt + sizeof(Arguments) <= kControlBytes);
 
 // Doubles are never packed: all of their pairs are computed.
 struct NoTiles {
