@@ -1,9 +1,8 @@
 """What every backend takes and returns: the vocabulary shared by the reference, C++, Triton and CUDA.
 
 Symbols used everywhere: x [B, D] queries, y [N, D] references (constant), k neighbours without self, d [B, k] ascending
-Euclidean distances, idx [B, k]. A backend is a module with four functions: `knn`, `lid` and `ldreg` over a `Problem`,
-and `scale_rows` for backward.
-This file holds no arithmetic.
+Euclidean distances, idx [B, k]. A backend is a module with three functions over a `Problem`: `knn`, `lid` and `ldreg`.
+Backward is a scaling of the rows of `grad` (ops/row_gradient.py). This file holds no arithmetic.
 """
 
 from __future__ import annotations

@@ -169,6 +169,3 @@ def ldreg(
 ) -> LdregResult:
     """Contract `ldreg`."""
     return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
-
-
-scale_rows = single_launch.scale_rows

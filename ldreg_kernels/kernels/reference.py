@@ -232,11 +232,6 @@ def ldreg(
     return _with_autograd(compute)
 
 
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: scale [B] times the rows of grad [B, D], in `dtype`."""
-    return (scale[:, None] * grad).to(dtype)
-
-
 # ------------------------------------------------------------------------------------------------- published baseline
 
 

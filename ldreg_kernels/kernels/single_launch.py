@@ -114,10 +114,3 @@ def _new_rows(problem: Problem, tracked: int, need_grad: bool) -> LidResult:
         tracked=torch.empty((tracked, rows), dtype=real, device=device),
         grad=torch.empty((rows if need_grad else 0, columns), dtype=real, device=device),
     )
-
-
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: one pass, rounding to `dtype` on the way out."""
-    out = torch.empty_like(grad, dtype=dtype)
-    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
-        return torch.mul(grad, scale[:, None], out=out)
