@@ -11,10 +11,11 @@ process fails too, and a kernel that hangs can only be stopped from outside. Nee
 from __future__ import annotations
 
 import json
-import selectors
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -172,8 +173,6 @@ def outcomes(backend: str, seconds: float) -> list[Outcome]:
             process.kill()
             with suppress(subprocess.TimeoutExpired):  # stuck in the driver; there is nothing to wait for
                 process.wait(timeout=10)
-            if process.stdout is not None:
-                process.stdout.close()
         if len(found) < len(PROBLEMS) and not (found and found[-1].failure):
             printed.seek(0)
             found.append(Outcome(PROBLEMS[len(found)], {}, state, printed.read()[-2000:]))
@@ -190,17 +189,22 @@ def _lines(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str,
     Raises:
         TimeoutError: it said nothing for so long.
     """
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            if not selector.select(seconds):
-                raise TimeoutError
-            line = process.stdout.readline()
-            if not line:
-                return
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:  # until the process ends, which it may never do
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (line := lines.get(timeout=seconds)) is not None:
             if line.startswith("{"):  # libraries print too
                 yield json.loads(line)
+    except queue.Empty:
+        raise TimeoutError from None
 
 
 def check(environment: dict[str, str]) -> int:

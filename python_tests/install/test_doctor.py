@@ -176,13 +176,18 @@ def test_a_wrong_answer_on_a_gpu_is_reported(
             ],
         ),
         ("say(problem=0); time.sleep(60)", ["(97, 97, 33, 11)", "FAILED: no answer within 1 s: a kernel that hangs"]),
+        (  # three lines at once, and silence
+            "lines = {'problem': 0}, {'problem': 0, 'errors': {'LID': 0.5}}, {'problem': 1}\n"
+            "print(*map(json.dumps, lines), sep=chr(10), flush=True); time.sleep(60)",
+            ["(700, 700, 512, 32)", "FAILED: no answer within 1 s"],
+        ),
         (
             "say(problem=0); say(problem=0, errors={'LID': 0.5}); say(problem=1); print('Xid 31', file=sys.stderr); "
             "sys.stderr.flush(); os.abort()",
             ["(700, 700, 512, 32)", "FAILED: the process ended with code -6", "| Xid 31"],
         ),
     ],
-    ids=["exception", "hang", "death"],
+    ids=["exception", "hang", "hang later", "death"],
 )
 def test_what_a_gpu_can_do_to_a_process_names_backend_and_problem(
     stand_in: Callable[..., int], capsys: pytest.CaptureFixture[str], program: str, expected: list[str]
