@@ -133,9 +133,8 @@ def _run(problem: Problem, request: Request, out: Outputs, goal: float) -> None:
     own = problem.self_index
     own_map = own.contiguous() if isinstance(own, Tensor) else None
     device, loop = x.device, _loop()
-    strides = x.stride(0), y.stride(0)
-    modes = symmetric, problem.precision, problem.drop_smallest
-    key = (x.shape, y.shape, strides, x.dtype, device, modes, request, loop)
+    modes = symmetric, problem.precision, problem.drop_smallest, request, loop
+    key = (x.shape, y.shape, x.stride(), y.stride(), x.dtype, device, modes)
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) >= _MOST_PLANS:

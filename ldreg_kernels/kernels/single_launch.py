@@ -107,10 +107,13 @@ def ldreg(
 
 def _new_rows(problem: Problem, tracked: int, need_grad: bool) -> LidResult:
     """What a launch says of every row, to be filled."""
-    (rows, columns), device, real = problem.x.shape, problem.x.device, _real(problem)
+    x = problem.x
+    rows, columns = x.shape
+    lid = torch.empty(rows, dtype=_real(problem), device=x.device)
+    # Of a tensor that has dtype and device already, which are the dear part of asking for one.
     return LidResult(
-        lid=torch.empty(rows, dtype=real, device=device),
-        degenerate=torch.empty(rows, dtype=torch.bool, device=device),
-        tracked=torch.empty((tracked, rows), dtype=real, device=device),
-        grad=torch.empty((rows if need_grad else 0, columns), dtype=real, device=device),
+        lid,
+        torch.empty_like(lid, dtype=torch.bool),
+        lid.new_empty((tracked, rows)),
+        lid.new_empty((rows if need_grad else 0, columns)),
     )

@@ -8,12 +8,34 @@ graph that shows it can still be read. Both directions are looked up, not comput
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from ..kernels.contract import Track
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def remembered(function: Function) -> Function:
+    """`function` of hashable arguments, looked up where it was called with them before.
+
+    Not while torch compiles, which looks through such a cache and complains of it, and not for what has no hash: that
+    is a bad argument, and `function` says so.
+    """
+    cached = lru_cache(maxsize=1024)(function)
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        try:
+            return cached(*arguments)
+        except TypeError:
+            return function(*arguments)
+
+    return call  # type: ignore[return-value]
 
 
 class Call(NamedTuple):
@@ -29,24 +51,16 @@ class Call(NamedTuple):
     precision: str = "exact"
 
 
+@remembered
 def text_of(call: Call) -> str:
     """`call` as text."""
-    if torch.compiler.is_compiling():  # which looks through the cache, and complains of it
-        return _text(call)
-    return _cached_text(call)
-
-
-def _text(call: Call) -> str:
     track = ",".join([f"{name}:{k}" for name, k in call.track])
     modes = f"estimator={call.estimator} form={call.form} reduction={call.reduction} track={track}"
     flags = f"gradient={int(call.gradient)} drop_smallest={int(call.drop_smallest)}"
     return f"{modes} {flags} backend={call.backend} precision={call.precision}"
 
 
-_cached_text = lru_cache(maxsize=1024)(_text)
-
-
-@lru_cache(maxsize=1024)
+@remembered
 def parse(text: str) -> Call:
     """The `Call` that `text` says.
 
@@ -59,4 +73,4 @@ def parse(text: str) -> Call:
         entries = [entry.split(":") for entry in words.pop("track").split(",") if entry]
         return Call(track=tuple((name, int(k)) for name, k in entries), **flags, **words)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"call must be a text such as {_text(Call('mom'))!r}, got {text!r}") from error
+        raise ValueError(f"call must be a text such as {text_of(Call('mom'))!r}, got {text!r}") from error

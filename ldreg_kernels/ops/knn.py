@@ -101,6 +101,6 @@ def knn(
     validate.features(x, y)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, 1, x, y, offset is not None or own is not None)
-    backend, precision = validate.backend(backend), validate.precision(precision)
+    validate.modes("mom", "l1", "mean", backend, precision)
     y = None if y is None else y.detach()
     return KNN(*_knn_op(x.detach(), y, k, own, offset, backend, precision))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch
-from ..kernels.contract import ESTIMATORS, FORMS
 from . import validate
 from .call import Call, parse, text_of
 from .knn import make_problem, result_dtype
@@ -153,15 +152,12 @@ def ldreg_loss(
         RuntimeError: an unavailable backend; differentiating twice.
     """
     validate.features(x, y)
-    estimator = validate.choice("estimator", estimator, ESTIMATORS)
-    form = validate.choice("form", form, FORMS)
+    validate.modes(estimator, form, reduction, backend, precision)
     target = validate.target(form, target)
-    reduction = validate.reduction(form, reduction)
     offset, own = validate.self_index(self_index, x, y)
     leaves_self_out = offset is not None or own is not None
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, leaves_self_out)
     pairs = validate.track(track, x, y, leaves_self_out)
-    backend, precision = validate.backend(backend), validate.precision(precision)
     gradient = torch.is_grad_enabled() and x.requires_grad
     call = Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision)
     references = None if y is None else y.detach()

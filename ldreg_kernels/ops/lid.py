@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch
-from ..kernels.contract import ESTIMATORS
 from . import validate
 from .call import Call, parse, text_of
 from .knn import make_problem, result_dtype
@@ -111,9 +110,8 @@ def lid(
         RuntimeError: an unavailable backend; differentiating twice.
     """
     validate.features(x, y)
-    estimator = validate.choice("estimator", estimator, ESTIMATORS)
+    validate.modes(estimator, "l1", "mean", backend, precision)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
-    backend, precision = validate.backend(backend), validate.precision(precision)
     y = None if y is None else y.detach()
     return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))

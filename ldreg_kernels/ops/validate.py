@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import contract, dispatch
+from .call import remembered
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -126,18 +127,24 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def backend(value: Any) -> str:
-    """A known backend name; whether it is available is asked when it runs."""
-    return choice("backend", value, dispatch.NAMES)
-
-
-def precision(value: Any) -> str:
-    """`exact` or `fast`."""
-    return choice("precision", value, contract.PRECISIONS)
+@remembered
+def modes(estimator: Any, form: Any, reduction: Any, backend: Any, precision: Any) -> None:
+    """Check the arguments that are names; `l2` is a root of a mean, so it has no other reduction."""
+    choice("estimator", estimator, contract.ESTIMATORS)
+    choice("form", form, contract.FORMS)
+    choice("reduction", reduction, contract.REDUCTIONS)
+    if form == "l2" and reduction != "mean":
+        raise ValueError(
+            f'reduction must be "mean" with form="l2" (the root of a mean over the batch), got {reduction!r}'
+        )
+    choice("backend", backend, dispatch.NAMES)
+    choice("precision", precision, contract.PRECISIONS)
 
 
 def track(value: Any, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> contract.Track:
     """`track` as a tuple of (estimator, k), each entry checked like the main pair."""
+    if value == ():
+        return ()
     try:
         entries = tuple((name, k) for name, k in value)
     except (TypeError, ValueError):
@@ -160,11 +167,3 @@ def target(form: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError(f'target must be a positive finite number with form="target", got {value!r}')
     return float(value)
-
-
-def reduction(form: str, value: Any) -> str:
-    """mean, sum or none; `l2` is a root of a mean, so it has no other reduction."""
-    value = choice("reduction", value, contract.REDUCTIONS)
-    if form == "l2" and value != "mean":
-        raise ValueError(f'reduction must be "mean" with form="l2" (the root of a mean over the batch), got {value!r}')
-    return value
