@@ -9,6 +9,7 @@ script's folder: `machine`, `not_reached` and `steps`, a line each with what `St
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -20,9 +21,8 @@ from pathlib import Path
 LARGEST_FILE = 16_000_000
 INTERRUPTED, KILLED = 124, 137  # by `timeout`: at its limit; and because it did not listen to that
 NOTHING_COLLECTED, NOTHING_TO_RUN, FOUND_BY_SANITIZER = 5, 3, 99  # exit codes: pytest, sanitize.py, compute-sanitizer
-SLOWEST_TEST = {"tests-cuda": 20}  # seconds; nothing is compiled in these. Elsewhere:
-SLOWEST = 60
-PROGRESS = "progress.log"  # of gpu_pytest.py, with a line "step" where the script begins one
+SLOWEST_TEST = {"tests-cuda": 20.0}  # seconds; nothing is compiled in these
+PROGRESS = "progress.log"  # of gpu_pytest.py; the script adds a line "step", with its name and the time limit of a test
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Step:
     log: str
     running: tuple[tuple[str, float], ...] = ()  # tests begun and not ended, and the seconds they had
     lost: tuple[tuple[str, str], ...] = ()  # tests after which the device was lost for their process, and its error
+    longest: float = math.inf  # seconds a test may take
 
     @property
     def kind(self) -> str:
@@ -97,8 +98,9 @@ def judge_tests(step: Step) -> Verdict:
     if count.get("failed") or count.get("error"):
         return Verdict("FAILED", note)
     if step.code == INTERRUPTED:
-        hung = [test for test, seconds in step.running if seconds > SLOWEST_TEST.get(step.name, SLOWEST)]
-        if hung:  # the worker did not listen to its own time limit either, or had not come to it
+        longest = min(step.longest, SLOWEST_TEST.get(step.name, math.inf))
+        hung = [test for test, seconds in step.running if seconds > longest]
+        if hung:  # its process did not listen to the time limit of a test either, or had not come to it
             return Verdict("FAILED", f"hung, or far too slow: {', '.join(hung)}")
         return Verdict("not finished" if ends else "FAILED", f"stopped at its time limit; {note}")
     if step.code:
@@ -208,7 +210,7 @@ def read_steps(out: Path, work: Path) -> list[Step]:
     for line in (work / "steps").read_text().splitlines():
         name, code, seconds, section, begin, end, started = line.split("\t")
         log = (out / f"{section}.log").read_bytes()[int(begin) : int(end)].decode(errors="replace")
-        events = tests.get(name, ())
+        longest, events = tests.get(name, (math.inf, []))
         ended = int(started) + int(seconds)
         begun = {words[0]: float(when) for event, when, *words in events if event == "started"}
         for event, _, *words in events:
@@ -216,19 +218,20 @@ def read_steps(out: Path, work: Path) -> list[Step]:
                 begun.pop(words[0], None)
         running = tuple((test, max(0.0, ended - when)) for test, when in begun.items())
         lost = tuple((words[0], words[1]) for event, _, *words in events if event == "lost")
-        steps.append(Step(name, int(code), int(seconds), log, running, lost))
+        steps.append(Step(name, int(code), int(seconds), log, running, lost, longest))
     return steps
 
 
-def progress(out: Path) -> dict[str, list[tuple[str, ...]]]:
-    """(event, time, test, error if there is one) of every step that ran tests."""
-    found: dict[str, list[tuple[str, ...]]] = {}
+def progress(out: Path) -> dict[str, tuple[float, list[tuple[str, ...]]]]:
+    """Of every step that ran tests: the time limit of one, and (event, time, test, perhaps an error)."""
+    found: dict[str, tuple[float, list[tuple[str, ...]]]] = {}
     events: list[tuple[str, ...]] = []
     path = out / PROGRESS
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         event, _, *rest = line.split("\t")
         if event == "step":
-            events = found[rest[0]] = []
+            events = []
+            found[rest[0]] = (float(rest[1]), events)
         else:
             events.append((event, *rest))
     return found

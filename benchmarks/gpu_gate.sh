@@ -32,7 +32,7 @@ usage: benchmarks/gpu_gate.sh OUT [first|second] [--tests] [--sanitize] [--bench
   --tests, --sanitize, --bench
                only these sections; without any, all of them
   --backend    cuda or triton: only its steps; repeatable; both by default
-  --bundle     what gpu_bundle.sh made (default: build/gpu_bundle, if it is there)
+  --bundle     what gpu_bundle.sh made, or none (default: build/gpu_bundle, if it is there)
   --no-build   never compile: modules of the bundle, or those that are there
   --cap        seconds for a step, in place of its own; repeatable
   --minutes N  end within N minutes, such as 9 (the default) or 2.5
@@ -64,8 +64,9 @@ while (($#)); do
       shift
       ;;
     --bundle)
-      [[ -d ${2-} ]] || refuse "--bundle must be a folder, got '${2-}'"
-      bundle=$(cd "$2" && pwd)
+      [[ ${2-} == none || -d ${2-} ]] || refuse "--bundle must be a folder or none, got '${2-}'"
+      bundle=$2
+      [[ $2 == none ]] || bundle=$(cd "$2" && pwd)
       shift
       ;;
     --cap)
@@ -105,6 +106,7 @@ python=${PYTHON:-python3}
 [[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -n $bundle || ! -d build/gpu_bundle ]] || bundle=$PWD/build/gpu_bundle
+[[ $bundle != none ]] || bundle=''
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin # nvcc, compute-sanitizer and ncu are often only there
 unset TRITON_INTERPRET                             # kernels are to run on the GPU
@@ -207,11 +209,11 @@ run_tests() {
   options+=(--max-worker-restart=12)
   if ((dry_run)); then
     export LDREG_TEST_SIMULATOR=0 # which would be compiled first
-    options=(python_tests/ops/test_knn.py "${options[@]}")
+    options=(python_tests/ops/test_knn.py -k own_batch "${options[@]}")
   else
     options=(python_tests -m gpu "${options[@]}")
   fi
-  printf 'step\t-\t%s\n' "$name" >>"$out/progress.log"
+  printf 'step\t-\t%s\t%s\n' "$name" $((cap / 2)) >>"$out/progress.log"
   LDREG_TEST_PROGRESS=$out/progress.log step tests "$name" "$cap" "$python" -m pytest "${options[@]}" || true
 }
 

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,8 +110,13 @@ def missing_packages(path: Path) -> list[str]:
     return sorted(missing)
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache
+def imports(file: Path) -> frozenset[str]:
     """Absolute names of what a file imports at its outermost level; "a.b" and "a.b.c" for `from a.b import c`."""
+    return frozenset(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[str]:
     package = file.relative_to(ROOT).parts[:-1]
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.Import):
@@ -121,6 +127,7 @@ def imports(file: Path) -> Iterator[str]:
             yield from (stem, *(f"{stem}.{alias.name}" for alias in node.names))
 
 
+@cache
 def own_files(name: str) -> list[Path]:
     """The files of this checkout that `import name` runs, packages on the way included."""
     parts = name.split(".")

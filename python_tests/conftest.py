@@ -41,7 +41,7 @@ settings.register_profile(
 )
 settings.load_profile("ldreg")
 
-# CUDA threads as fibers, on the CPU; LDREG_TEST_SIMULATOR=0 for who has no use for it, since compiling it takes a minute
+# CUDA threads as fibers, on the CPU. LDREG_TEST_SIMULATOR=0 is for who has no use for it: compiling it takes a minute.
 _SIMULATE = not torch.cuda.is_available() and os.environ.get("LDREG_TEST_SIMULATOR") != "0"
 if _SIMULATE and simulator.unavailable_reason() is None:
     cuda_backend.use(simulator.load())
