@@ -71,7 +71,7 @@ folder=$(cd "$folder" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -z $(ls -A "$folder") || -f $folder/manifest.json ]] || refuse "DIR must be empty or a bundle, got '$folder'"
 rm -rf "${folder:?}"/*
-home=$PWD/build/gpu_bundle_work # kept: the next bundle recompiles what changed
+home=$folder.work # kept: the next bundle recompiles what changed
 mkdir -p "$home"
 
 # ------------------------------------------------------------------------------------------------ the modules
@@ -86,7 +86,8 @@ build() {
   local tree=$home/$1 name
   shift
   mkdir -p "$tree"
-  for name in csrc ldreg_kernels pyproject.toml README.md LICENSE; do ln -sfn "../../../$name" "$tree/$name"; done
+  rm -rf "${tree:?}/lib" # distutils copies nothing over what is newer
+  for name in csrc ldreg_kernels pyproject.toml README.md LICENSE; do ln -sfn "$PWD/$name" "$tree/$name"; done
   cp -p setup.py "$tree/setup.py"
   (cd "$tree" && env LDREG_BUILD_CUDA=1 LDREG_CUDA_ARCHS=$ARCHITECTURE "$@" \
     "$builder" setup.py -q build_ext --build-lib "$tree/lib")

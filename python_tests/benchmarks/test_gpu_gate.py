@@ -1,114 +1,26 @@
 """benchmarks/gpu_gate.sh as far as a machine without a GPU allows: dry run, refusals, and what counts as a failure.
 
-The steps of a real run are gone through with stand-ins for the interpreter, compute-sanitizer and ncu, which exit and
-print as a test says; benchmarks/gate_page.py, which judges them, is the real one. Where a test hangs or loses its
-device, so is pytest.
+Time limits and hangs: test_gpu_gate_time.py. The machine is that of pretended_gpu.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pretended_gpu import GATE, NEEDED, gate, steps, table, verdict
 
-from benchmarks import gate_page, gpu_bundle, summary
+from benchmarks import gate_page, summary
 
-ROOT = Path(__file__).resolve().parents[2]
-GATE = ROOT / "benchmarks" / "gpu_gate.sh"
 SECTIONS = {"build.log", "tests.log", "sanitize.log", "bench.log"}
 NAMES = {"summary.md", *SECTIONS, "progress.log", "measurements.csv", "report.html"}
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(not GATE.exists(), reason=f"no source tree: {GATE} does not exist"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the gate needs GNU timeout"),
-]
-
-# Interpreter: does as the variables say, but for our own programs about the run, which are the real ones.
-PYTHON = f"""#!/usr/bin/env bash
-reply() {{ [[ -z $1 ]] || eval "$1"; exit "${{2:-0}}"; }}
-out=${{!#}}
-case "$*" in
-  *'benchmarks.summary machine'*) echo 'GPU: pretended'; echo 'architecture: 90a' ;;
-  *'benchmarks.gpu_bundle install'*) reply "${{INSTALL-echo loaded}}" ;;
-  *benchmarks.summary*|*benchmarks.gate_page*|*benchmarks.gpu_bundle*) exec {sys.executable} "$@" ;;
-  *setup.py*) echo "built for $LDREG_CUDA_ARCHS, watchdog ${{LDREG_WATCHDOG-0}}"; reply "${{BUILD-}}" ;;
-  *'-m pytest '*) [[ -z ${{REAL_TESTS-}} ]] || exec {sys.executable} "${{@/python_tests/$REAL_TESTS}}"
-    echo "asked for $*"
-    reply "${{TESTS-echo '3 passed, 7 skipped in 0.10s'}}" ;;
-  *'benchmarks.sanitize --backend triton'*) reply "${{TRITON-echo 'not reached: triton: no kernels'; exit 3}}" ;;
-  *benchmarks.sanitize*) reply "${{ANSWERS-echo '13 checked, 0 wrong'}}" ;;
-  *'-m benchmarks '*) echo "asked for $*"; reply "${{BENCH-echo 'not reached: headline (8, 8)'}}" ;;
-  '-c import torch'*) echo profiled ;;
-  *) echo "unexpected: $*"; exit 9 ;;
-esac
-"""
-SANITIZER = """#!/usr/bin/env bash
-echo "$*"
-case "$*" in *"--tool ${FAILING_TOOL:-none}"*) echo '========= ERROR SUMMARY: 3 errors'; exit 99 ;; esac
-while [[ $1 == --* ]]; do shift 2; done
-"$@"
-"""
-PROFILER = """#!/usr/bin/env bash
-echo "$*"
-[[ -z ${REFUSED-} ]] || { echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 1; }
-"""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one run of the gate ended, and what it left behind."""
-
-    code: int
-    stdout: str
-    stderr: str
-    out: Path
-
-    @property
-    def summary(self) -> str:
-        return (self.out / "summary.md").read_text()
-
-    def log(self, section: str) -> str:
-        return (self.out / f"{section}.log").read_text()
-
-
-def gate(out: Path, *options: str, python: Path | str = sys.executable, **variables: str) -> Result:
-    ran = subprocess.run(**arguments(out, *options, python=python, **variables), capture_output=True, text=True)
-    return Result(ran.returncode, ran.stdout, ran.stderr, out)
-
-
-def arguments(out: Path, *options: str, python: Path | str = sys.executable, **variables: str) -> dict[str, Any]:
-    """Of subprocess.run. No GPU, also where there is one; and no bundle that somebody made here."""
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": str(python), **variables}
-    bundle = [] if "--bundle" in options else ["--bundle", "none"]
-    return {"args": [GATE, out, *options, *bundle], "env": env, "cwd": out.parent}
-
-
-@pytest.fixture
-def pretended(tmp_path: Path):
-    """The gate on a machine that seems to have a GPU."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in (("python", PYTHON), ("compute-sanitizer", SANITIZER), ("ncu", PROFILER)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-
-    def run(*options: str, **variables: str) -> Result:
-        return gate(tmp_path / "out", *options, python=tools / "python", PATH=path, **variables)
-
-    return run
-
+pytestmark = NEEDED
 
 # ------------------------------------------------------------------------------------------------- refusals
 
@@ -176,21 +88,6 @@ def test_dry_run_of_tests_and_sanitizers(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- a pretended run
-
-
-def table(result: Result) -> list[str]:
-    return [line for line in result.summary.splitlines() if line.startswith("| ")][1:]
-
-
-def steps(result: Result) -> list[str]:
-    return [line.split()[1] for line in table(result)]
-
-
-def verdict(result: Result, step: str) -> tuple[str, str]:
-    """Word and note; the seconds between them depend on who else is busy."""
-    (line,) = [line for line in table(result) if line.startswith(f"| {step} |")]
-    _, _, word, _, note, _ = (field.strip() for field in line.split("|"))
-    return word, note
 
 
 def test_every_section_in_order_and_what_was_not_reached(pretended) -> None:
@@ -321,183 +218,6 @@ def test_a_missing_or_refusing_tool_is_not_reached(pretended, tmp_path: Path) ->
         assert "- memcheck: compute-sanitizer was not found" in missing.summary
     if shutil.which("ncu") is None:
         assert "- profile-float32: ncu was not found" in missing.summary
-
-
-# ------------------------------------------------------------------------------------------------- out of time
-
-
-def test_out_of_time_with_a_result_is_no_failure(pretended) -> None:
-    stopped = pretended("--tests", "--backend", "cuda", TESTS="echo '2 passed in 0.10s'; exit 124")  # as timeout does
-    assert stopped.code == 0
-    assert verdict(stopped, "tests-cuda") == ("not finished", "stopped at its time limit; 2 passed in 0.10s")
-    assert "- tests-cuda: stopped at its time limit; 2 passed in 0.10s" in stopped.summary
-    none = pretended("--minutes", "0")
-    assert none.code == 0
-    assert "- build: no time was left" in none.summary
-
-
-def test_out_of_time_without_a_result_is_a_failure(pretended) -> None:
-    start = time.monotonic()
-    result = pretended("--tests", "--backend", "cuda", "--cap", "tests-cuda=3", TESTS="exec sleep 60")
-    assert time.monotonic() - start < 30  # its cap, and not the plan's nine minutes
-    assert result.code == 1
-    assert verdict(result, "tests-cuda") == ("FAILED", "stopped at its time limit; no result line")
-
-
-def test_a_failure_seen_before_the_time_ran_out_is_one(pretended) -> None:
-    # pytest answers an interrupt with what it has found so far
-    found = "trap 'echo 1 failed, 2 passed in 0.10s; exit 2' INT; sleep 60 & wait"
-    result = pretended("--tests", "--backend", "cuda", "--minutes", "0.2", TESTS=found)
-    assert result.code == 1
-    assert verdict(result, "tests-cuda")[0] == "FAILED"
-
-
-def test_a_kernel_that_never_returns_fails_and_is_named(pretended) -> None:
-    hangs = "echo 'cuda: (5, 5, 3, 2): ok, off by 0'; printf 'cuda: (33, 33, 17, 5) float32: '; trap '' INT; sleep 60"
-    only = [option for tool in ("memcheck", "racecheck", "initcheck") for option in ("--cap", f"{tool}-cuda=0")]
-    result = pretended("--sanitize", "--backend", "cuda", "--cap", "answers-cuda=3", *only, ANSWERS=hangs)
-    assert result.code == 1
-    assert verdict(result, "answers-cuda")[0] == "FAILED"
-    assert "hung in a CUDA call: (33, 33, 17, 5) float32 |" in result.summary
-
-
-def test_a_process_that_outlives_the_tool_around_it_hung_too(pretended) -> None:
-    hangs = "(trap '' INT; exec sleep 60) & printf 'cuda: (33, 33, 17, 5) float32: '; wait"
-    result = pretended("second", "--cap", "racecheck-cuda=3", "--cap", "initcheck-cuda=0", ANSWERS=hangs)
-    assert verdict(result, "racecheck-cuda") == ("FAILED", "hung in a CUDA call: (33, 33, 17, 5) float32")
-
-
-def test_a_test_that_does_not_listen_to_its_own_time_limit_hung(tmp_path: Path) -> None:
-    """It holds the interpreter's lock, so that no thread can end its process; pytest itself ends in order."""
-    (tmp_path / "tests.log").write_text("3 passed in 90.0s")
-    lines = [
-        "step - tests-cuda 45",
-        "started gw0 100.0 t.py::a",
-        "finished gw0 101.0 t.py::a",
-        "started gw0 120.0 t.py::b",
-    ]
-    (tmp_path / "progress.log").write_text("".join("\t".join(line.split()) + "\n" for line in lines))
-    for seconds, word in ((90, "FAILED"), (35, "not finished")):
-        (tmp_path / "steps").write_text(f"tests-cuda\t124\t{seconds}\ttests\t0\t17\t100\n")
-        (step,) = gate_page.read_steps(tmp_path, tmp_path)
-        assert step.running == (("t.py::b", seconds - 20.0),)
-        assert gate_page.judge(step).word == word
-
-
-HANGING = """
-import ctypes, pytest, sys, types
-
-pytestmark = pytest.mark.gpu
-cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, synchronize=lambda: None)
-sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
-
-def test_cuda_before(): pass
-
-def test_cuda_loses_its_device():
-    def synchronize():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    cuda.synchronize = synchronize
-
-@pytest.mark.parametrize("n", range(5))
-def test_cuda_after(n): pass
-
-@pytest.mark.timeout(4)  # in place of half the step's time
-def test_cuda_never_returns():
-    ctypes.CDLL(None).sleep(100)  # in C, where no signal handler of Python's runs
-
-def test_triton_is_another_step(): pass
-"""
-
-
-def test_a_hang_and_a_lost_device_are_named_and_later_tests_run(pretended, tmp_path: Path) -> None:
-    """A real pytest, with the options of the gate: workers are replaced, and what comes after gets a new one."""
-    (tmp_path / "test_hanging.py").write_text(HANGING)
-    real = {"REAL_TESTS": str(tmp_path / "test_hanging.py"), "PYTEST_ADDOPTS": ""}
-    result = pretended("--tests", "--backend", "cuda", "--cap", "tests-cuda=90", **real)
-    assert result.code == 1
-    assert "FAILED: tests-cuda" in result.summary.splitlines()[0]
-    assert "2 failed, 7 passed" in result.summary  # a test had passed when its device turned out to be lost
-    came_not_back = result.summary.split("## Tests of tests-cuda that did not come back")[1]
-    assert "test_cuda_loses_its_device: the device was lost: CUDA error: an illegal memory access" in came_not_back
-    assert "test_cuda_never_returns: its process was ended" in came_not_back
-
-
-def test_whoever_kills_the_gate_is_left_with_a_page(pretended, tmp_path: Path) -> None:
-    begun = arguments(
-        tmp_path / "out", "--backend", "cuda", "--cap", "tests-cuda=8", python=tmp_path / "tools" / "python"
-    )
-    begun["env"] |= {"PATH": f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}", "TESTS": "exec sleep 5"}
-    page = tmp_path / "out" / "summary.md"
-    with subprocess.Popen(**begun, stdout=subprocess.DEVNULL) as running:
-        deadline = time.monotonic() + 30
-        while not (page.exists() and "tests-cuda was running" in page.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        running.kill()
-    title, *rest = page.read_text().splitlines()
-    assert title == "# GPU gate: NOT AT ITS END, tests-cuda was running"
-    assert any(line.startswith("| answers-cuda | passed |") for line in rest)
-
-
-# ------------------------------------------------------------------------------------------------- a bundle
-
-
-def bundle(tmp_path: Path, **changes: Any) -> Path:
-    """One that fits this interpreter, but for the changes; its modules are empty files."""
-    folder, suffix = tmp_path / "bundle", sysconfig.get_config_var("EXT_SUFFIX")
-    names = [f"{part}/_cuda{suffix}" for part in ("modules", "watchdog")]
-    for name in names:
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_bytes(b"")
-    content = {
-        "commit": "abc1234",
-        "sources": gpu_bundle.sources(),
-        "suffix": suffix,
-        "glibc": "2.2",
-        "architecture": "90a",
-        "triton": None,
-        "files": dict.fromkeys(names, 0),
-    }
-    (folder / "manifest.json").write_text(json.dumps({**content, **changes}))
-    return folder
-
-
-def test_modules_of_a_bundle_take_the_place_of_a_build(pretended, tmp_path: Path) -> None:
-    result = pretended("first", "--bundle", str(bundle(tmp_path)))
-    assert result.code == 0
-    assert [step for step in steps(result) if step.startswith(("build", "install"))] == [
-        "install-watchdog",
-        "install-modules",
-    ]
-    assert "- bundle: triton: not in the bundle" in result.summary
-
-
-def test_modules_that_cannot_be_loaded_are_built_instead(pretended, tmp_path: Path) -> None:
-    given = ("second", "--bundle", str(bundle(tmp_path)))
-    result = pretended(*given, INSTALL="echo undefined symbol; exit 1")
-    assert result.code == 0
-    assert steps(result)[:2] == ["install-modules", "build"]
-    assert "- bundle: its modules cannot be loaded here, see build.log" in result.summary
-    assert "undefined symbol" in result.log("build")
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"suffix": ".cpython-39-x86_64-linux-gnu.so"}, "modules: built for .cpython-39-x86_64-linux-gnu.so, this"),
-        ({"architecture": "100a"}, "modules: built for 100a, this GPU is 90a"),
-        ({"glibc": "2.99"}, "modules: needs glibc 2.99, here is"),
-        ({"sources": "others"}, "modules: built from other sources than those here"),
-        ({"files": {}}, "modules: not in the bundle"),
-        ({"files": {"modules/_cuda.so": 5}}, "modules: modules/_cuda.so is missing"),
-        ({"files": {"wheels/a.whl": 5}}, "wheels: wheels/a.whl is missing"),
-    ],
-)
-def test_a_bundle_that_does_not_fit_is_said_and_built_instead(pretended, tmp_path: Path, changes, says: str) -> None:
-    folder = bundle(tmp_path, **changes)
-    result = pretended("second", "--bundle", str(folder))
-    assert result.code == 0
-    assert f"- bundle: {says}" in result.summary
-    assert steps(result)[0] == ("install-modules" if "modules" not in says and "files" not in changes else "build")
 
 
 # ------------------------------------------------------------------------------------------------- the Python half
