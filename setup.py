@@ -9,6 +9,7 @@ incremental and parallel, in isolated and editable installs alike. Read from the
 
     LDREG_BUILD_CUDA   auto (default: when nvcc is found) | 0 (never) | 1 (fail when it cannot be built)
     LDREG_CUDA_ARCHS   e.g. "80;90a" (default "80;90a;100a"); PTX of the newest is always added
+    LDREG_WATCHDOG     1: CUDA waits that do not end say what they wait for, and end the launch (slower)
     MAX_JOBS           compilers run at once (default: one per core, and one per 2 GB of memory)
     CXX, CXXFLAGS, LDFLAGS, CUDA_HOME   as everywhere
 
@@ -123,7 +124,7 @@ class BuildExtensions(build_ext):
             path = toolchain.choose_cuda(os.environ)
             archs = toolchain.supported_archs(path, os.environ)
             nvcc = [path, *(["-ccbin", cxx[0]] if os.environ.get("CXX") else [])]
-            device = [*nvcc, *toolchain.device_flags(archs)]
+            device = [*nvcc, *toolchain.device_flags(archs, os.environ)]
             define = [f'-DLDREG_CUDA_ARCHS="{toolchain.arch_names(archs)}"']
 
         objects = []

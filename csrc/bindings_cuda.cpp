@@ -49,25 +49,34 @@ PYBIND11_MODULE(_cuda, m) {
         "for ascending distances, computed on the current device or, by the same source, on the host.");
   m.attr("simulated") = bool(LDREG_SIMULATED);
 
-  using ldreg::cuda::Call;
+  using namespace ldreg::cuda;
   // Local, so that the module which tests build for the host can be loaded beside this one.
   py::class_<Call> call(m, "Call", py::module_local(),
-                        "One call, as csrc/cuda/ldreg_cuda.h describes it; kernels/cuda_backend.py fills it in.");
+                        "What is asked for, as csrc/cuda/ldreg_cuda.h describes it; kernels/cuda_backend.py fills it in.");
   call.def(py::init<>());
   call.def_property("dtype", [](const Call& c) { return static_cast<int>(c.dtype); },
-                    [](Call& c, int dtype) { c.dtype = static_cast<ldreg::cuda::DType>(dtype); });
+                    [](Call& c, int dtype) { c.dtype = static_cast<DType>(dtype); });
 #define LDREG_FIELD(name) call.def_readwrite(#name, &Call::name);
-  LDREG_FIELD(device) LDREG_FIELD(x) LDREG_FIELD(y) LDREG_FIELD(own_map) LDREG_FIELD(B) LDREG_FIELD(N) LDREG_FIELD(D)
-  LDREG_FIELD(x_stride) LDREG_FIELD(y_stride) LDREG_FIELD(own_offset) LDREG_FIELD(same) LDREG_FIELD(exact)
-  LDREG_FIELD(drop_smallest) LDREG_FIELD(wanted) LDREG_FIELD(tiles) LDREG_FIELD(loop) LDREG_FIELD(budget)
-  LDREG_FIELD(knn) LDREG_FIELD(gradient) LDREG_FIELD(loss) LDREG_FIELD(estimator) LDREG_FIELD(k) LDREG_FIELD(form)
-  LDREG_FIELD(reduction) LDREG_FIELD(goal) LDREG_FIELD(track) LDREG_FIELD(distances) LDREG_FIELD(indices)
-  LDREG_FIELD(lid) LDREG_FIELD(degenerate) LDREG_FIELD(tracked) LDREG_FIELD(grad) LDREG_FIELD(value) LDREG_FIELD(coeff)
+  LDREG_FIELD(device) LDREG_FIELD(B) LDREG_FIELD(N) LDREG_FIELD(D) LDREG_FIELD(x_stride) LDREG_FIELD(y_stride)
+  LDREG_FIELD(same) LDREG_FIELD(exact) LDREG_FIELD(drop_smallest) LDREG_FIELD(wanted) LDREG_FIELD(tiles) LDREG_FIELD(loop)
+  LDREG_FIELD(budget) LDREG_FIELD(knn) LDREG_FIELD(gradient) LDREG_FIELD(loss) LDREG_FIELD(estimator) LDREG_FIELD(k)
+  LDREG_FIELD(form) LDREG_FIELD(reduction) LDREG_FIELD(track)
 #undef LDREG_FIELD
-  m.def("needs", [](const Call& c) {
-    const auto needs = ldreg::cuda::needs(c);
-    return py::make_tuple(needs.workspace, needs.state, needs.plan);
-  }, "call"_a, "(bytes of workspace, 32-bit words of state that are 0, the plan in words) of a launch.");
-  m.def("launch", &ldreg::cuda::launch, "call"_a, "workspace"_a, "state"_a, "stream"_a,
-        "Launch on a stream (its handle); neither allocates nor waits.");
+
+  py::class_<Planned>(m, "Planned", py::module_local(), "A call, planned for its device; launched as often as wanted.")
+      .def(py::init<const Call&>(), "call"_a)
+      .def_property_readonly("workspace", &Planned::workspace, "Bytes, uninitialised, that a launch needs.")
+      .def_property_readonly("state", &Planned::state, "32-bit counters that a launch needs; see state_of.")
+      .def_property_readonly("words", &Planned::words, "The plan in words.")
+      // By position, because a name costs as much as three addresses.
+      .def("launch",
+           [](const Planned& planned, uintptr_t x, uintptr_t y, uintptr_t own_map, int64_t own_offset, double goal,
+              uintptr_t distances, uintptr_t indices, uintptr_t lid, uintptr_t degenerate, uintptr_t tracked, uintptr_t grad,
+              uintptr_t value, uintptr_t coeff, uintptr_t workspace, uintptr_t stream) {
+             planned.launch({x, y, own_map, own_offset, goal, distances, indices, lid, degenerate, tracked, grad, value, coeff},
+                            workspace, stream);
+           },
+           "Launch on a stream (its handle); does not wait.", py::call_guard<py::gil_scoped_release>());
+  m.def("state_of", &state_of, "device"_a, "stream"_a,
+        "The counters of a stream, all 0 between launches; empty before the first. Waits for the stream.");
 }

@@ -181,6 +181,15 @@ def gencode(archs):
     return [f"-gencode=arch={name.replace('sm_', 'compute_')},code={name}" for name in names]
 
 
-def device_flags(archs):
+def watchdog(env):
+    """Whether LDREG_WATCHDOG=1: waits of the CUDA kernels that do not end then say so (csrc/cuda/watchdog.h)."""
+    value = env.get("LDREG_WATCHDOG", "").strip() or "0"
+    if value not in ("0", "1"):
+        raise BuildError(f"LDREG_WATCHDOG must be 0 or 1, got {env['LDREG_WATCHDOG']!r}")
+    return value == "1"
+
+
+def device_flags(archs, env):
     """How every .cu file is compiled. Only the build for 9.0a holds what Hopper's tile stage is made of."""
-    return [*NVCC_FLAGS, *gencode(archs), f"-DLDREG_HOPPER_BUILT={int('90a' in archs)}", "-Icsrc"]
+    defines = [f"-DLDREG_HOPPER_BUILT={int('90a' in archs)}", *(["-DLDREG_WATCHDOG"] if watchdog(env) else [])]
+    return [*NVCC_FLAGS, *gencode(archs), *defines, "-Icsrc"]

@@ -10,19 +10,15 @@ def lid_formulas(distances: list[float], on_device: bool) -> list[list[float]]: 
 simulated: bool
 
 class Call:
-    """One call, as csrc/cuda/ldreg_cuda.h describes it; addresses are integers, 0 for none."""
+    """What is asked for, as csrc/cuda/ldreg_cuda.h describes it."""
 
     device: int
     dtype: int
-    x: int
-    y: int
-    own_map: int
     B: int
     N: int
     D: int
     x_stride: int
     y_stride: int
-    own_offset: int
     same: bool
     exact: bool
     drop_smallest: bool
@@ -37,16 +33,36 @@ class Call:
     k: int
     form: int
     reduction: int
-    goal: float
     track: list[tuple[int, int]]
-    distances: int
-    indices: int
-    lid: int
-    degenerate: int
-    tracked: int
-    grad: int
-    value: int
-    coeff: int
 
-def needs(call: Call) -> tuple[int, int, str]: ...
-def launch(call: Call, workspace: int, state: int, stream: int) -> None: ...
+class Planned:
+    """A call, planned for its device."""
+
+    def __init__(self, call: Call) -> None: ...
+    @property
+    def workspace(self) -> int: ...
+    @property
+    def state(self) -> int: ...
+    @property
+    def words(self) -> str: ...
+    def launch(
+        self,
+        x: int,
+        y: int,
+        own_map: int,
+        own_offset: int,
+        goal: float,
+        distances: int,
+        indices: int,
+        lid: int,
+        degenerate: int,
+        tracked: int,
+        grad: int,
+        value: int,
+        coeff: int,
+        workspace: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+def state_of(device: int, stream: int) -> list[int]: ...

@@ -90,10 +90,44 @@ __device__ inline unsigned load_relaxed(const unsigned* counter) {
 #endif
 }
 
+#if defined(LDREG_WATCHDOG) && !defined(LDREG_SIMT)
+#define LDREG_WATCHES 1
+#else
+#define LDREG_WATCHES 0
+#endif
+
+#if LDREG_WATCHES
+constexpr unsigned long long kPatience = 5'000'000'000;  // nanoseconds: the longest launch of the tests takes a tenth
+
+static __device__ void report_hang(const void* waited_for, unsigned wanted);  // watchdog.h; does not return
+#endif
+
+// In every wait: nothing, or in a build with LDREG_WATCHDOG=1 a limit to it.
+class Watchdog {
+ public:
+#if LDREG_WATCHES
+  __device__ void look(const void* waited_for, unsigned wanted) const {
+    if (now() - since_ > kPatience) report_hang(waited_for, wanted);
+  }
+
+ private:
+  static __device__ unsigned long long now() {
+    unsigned long long nanoseconds;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+    return nanoseconds;
+  }
+  unsigned long long since_ = now();
+#else
+  __device__ void look(const void*, unsigned) const {}
+#endif
+};
+
 // By one thread, which passes what it sees on to others through a barrier. The fence comes once, not with every look: it
 // empties the cache that other warps are reading through.
 __device__ inline void wait_for(const unsigned* counter, unsigned value) {
+  const Watchdog watchdog;
   while (load_relaxed(counter) < value) {
+    watchdog.look(counter, value);
 #if defined(LDREG_SIMT)
     simt::yield();
 #else

@@ -85,8 +85,10 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int
 // Returns once the phase of this parity has ended: asked for parity 1, a fresh barrier lets through at once. The
 // hardware suspends the thread up to the hinted nanoseconds, so the loop hardly spins.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  const Watchdog watchdog;
   uint32_t done = 0;
   do {
+    watchdog.look(barrier, parity);
     LDREG_HOPPER_ASM(
         "{\n\t.reg .pred p;\n\t"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n\t"

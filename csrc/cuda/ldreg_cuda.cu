@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "ldreg_launch.h"
+#include "state.h"
 #include "tensor_map.h"
 
 #if !defined(LDREG_HOPPER_BUILT)
@@ -14,25 +15,6 @@
 
 namespace ldreg::cuda {
 namespace {
-
-// The call's device is the current one, whichever was before.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    LDREG_CUDA_CHECK(cudaGetDevice(&before_));
-    if (device != before_) LDREG_CUDA_CHECK(cudaSetDevice(device));
-    changed_ = device != before_;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
@@ -63,10 +45,10 @@ Limits limits_of(const Call& call, bool hopper) {
 size_t item_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 // Whether four features can be read by one instruction, everywhere.
-bool aligned(const Call& call) {
+bool aligned(const Call& call, const Tensors& at) {
   const uintptr_t four = std::min<size_t>(4 * item_size(call.dtype), 16);
   const bool strides = call.x_stride % 4 == 0 && call.y_stride % 4 == 0;
-  return call.D % 4 == 0 && strides && call.x % four == 0 && call.y % four == 0;
+  return call.D % 4 == 0 && strides && at.x % four == 0 && at.y % four == 0;
 }
 
 template <class T>
@@ -74,25 +56,34 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// All but where things are.
 Problem problem_of(const Call& call) {
   Problem p{};
-  p.x = pointer<void>(call.x), p.x_stride = call.x_stride;
-  p.y = pointer<void>(call.y), p.y_stride = call.y_stride;
+  p.x_stride = call.x_stride, p.y_stride = call.y_stride;
   p.B = int(call.B), p.N = int(call.N), p.D = int(call.D);
-  p.own = call.own_map ? OwnKind::map : call.own_offset >= 0 ? OwnKind::offset : OwnKind::none;
-  p.own_map = pointer<const int64_t>(call.own_map), p.own_offset = call.own_offset;
   p.wanted = call.wanted + call.drop_smallest, p.drop = call.drop_smallest;
-  p.exact = call.exact, p.same = call.same, p.aligned = aligned(call);
+  p.exact = call.exact, p.same = call.same;
   return p;
 }
 
 Request request_of(const Call& call) {
   Request r{};
   r.knn = call.knn, r.gradient = call.gradient, r.loss = call.loss;
-  r.estimator = call.estimator, r.k = call.k, r.form = call.form, r.reduction = call.reduction, r.goal = call.goal;
+  r.estimator = call.estimator, r.k = call.k, r.form = call.form, r.reduction = call.reduction;
   r.tracks = int(call.track.size());
   for (int t = 0; t < r.tracks; ++t) r.track_estimator[t] = call.track[t].first, r.track_k[t] = call.track[t].second;
   return r;
+}
+
+void put_tensors(const Call& call, const Tensors& at, Arguments& a) {
+  a.p.x = pointer<void>(at.x), a.p.y = pointer<void>(at.y);
+  a.p.own = at.own_map ? OwnKind::map : at.own_offset >= 0 ? OwnKind::offset : OwnKind::none;
+  a.p.own_map = pointer<const int64_t>(at.own_map), a.p.own_offset = at.own_offset;
+  a.p.aligned = aligned(call, at);
+  a.r.goal = at.goal;
+  a.o = {pointer<void>(at.distances), pointer<int64_t>(at.indices), pointer<void>(at.lid),
+         pointer<uint8_t>(at.degenerate), pointer<void>(at.tracked), pointer<void>(at.grad),
+         pointer<void>(at.value), pointer<void>(at.coeff)};
 }
 
 void check_sizes(const Call& call) {
@@ -123,65 +114,88 @@ void describe_operands(Arguments& a) {
   std::memcpy(&a.maps[1], &y, sizeof y);
 }
 
-struct Planned {
-  Arguments a;
-  LaunchAt at;
-  int64_t workspace;
-};
-
-template <class Real>
-Planned plan_for(const Call& call, uintptr_t workspace, uintptr_t state) {
-  check_sizes(call);
-  const bool hopper = call.dtype != DType::f64 && takes_hopper(call);
-  const Limits limits = limits_of(call, hopper);
-  Planned planned{};
-  Arguments& a = planned.a;
-  a.p = problem_of(call), a.r = request_of(call);
-  a.o = {pointer<void>(call.distances), pointer<int64_t>(call.indices), pointer<void>(call.lid),
-         pointer<uint8_t>(call.degenerate), pointer<void>(call.tracked), pointer<void>(call.grad),
-         pointer<void>(call.value), pointer<void>(call.coeff)};
-  // Dropping the smallest would make every guess of who is a neighbour off by one.
-  const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
-                    near_power(Estimator(a.r.estimator)) > 0;
-  a.plan = make_plan<Real>(a.p, call.tiles, sums, limits, call.budget > 0 ? call.budget : kBudget);
-  planned.workspace = lay_out(a.p, a.plan, pointer<char>(workspace), pointer<unsigned>(state), a.s);
-  planned.at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), kControlBytes + limits.shared_bytes,
-                hopper, nullptr};
-  return planned;
-}
-
-Planned plan_for(const Call& call, uintptr_t workspace, uintptr_t state) {
-  return call.dtype == DType::f64 ? plan_for<double>(call, workspace, state) : plan_for<float>(call, workspace, state);
-}
-
-std::string words(const Planned& planned) {
-  const Plan& p = planned.a.plan;
-  if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
-  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (planned.at.hopper ? "wgmma" : "mma") + " tiles, " + (p.once ? "packed at once" : "packed in steps") +
-         ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
-}
-
 }  // namespace
 
-Needs needs(const Call& call) {
-  const Planned planned = plan_for(call, 0, 0);
-  return {planned.workspace, state_words(planned.a.plan, planned.a.p.B), words(planned)};
+// ---------------------------------------------------------------------------------- planning
+
+struct Planned::Parts {
+  Call call;
+  Arguments a{};  // without what a launch puts in
+  LaunchAt at{};
+  int64_t space = 0, state_words = 0;  // bytes of workspace, without the state of a captured launch
+
+  template <class Real>
+  void plan() {
+    const bool hopper = call.dtype != DType::f64 && takes_hopper(call);
+    const Limits limits = limits_of(call, hopper);
+    a.p = problem_of(call), a.r = request_of(call);
+    // Dropping the smallest would make every guess of who is a neighbour off by one.
+    const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
+                      near_power(Estimator(a.r.estimator)) > 0;
+    a.plan = make_plan<Real>(a.p, call.tiles, sums, limits, call.budget > 0 ? call.budget : kBudget);
+    space = lay_out(a.p, a.plan, nullptr, nullptr, a.s);
+    state_words = ldreg::cuda::state_words(a.plan, a.p.B);
+    at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), kControlBytes + limits.shared_bytes,
+          hopper, nullptr};
+  }
+};
+
+Planned::Planned(const Call& call) {
+  check_sizes(call);
+  auto parts = std::make_unique<Parts>();
+  parts->call = call;
+  if (call.dtype == DType::f64) parts->plan<double>();
+  else parts->plan<float>();
+  parts_ = std::move(parts);
 }
 
-void launch(const Call& call, uintptr_t workspace, uintptr_t state, uintptr_t stream) {
+Planned::~Planned() = default;
+
+int64_t Planned::workspace() const { return parts_->space + parts_->state_words * int64_t(sizeof(unsigned)); }
+
+int64_t Planned::state() const { return parts_->state_words; }
+
+std::string Planned::words() const {
+  const Plan& p = parts_->a.plan;
+  if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
+  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
+         (p.once ? "packed at once" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
+         std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
+}
+
+// ---------------------------------------------------------------------------------- launching
+
+std::vector<unsigned> state_of(int device, uintptr_t stream) {
+  const DeviceGuard guard(device);
+  const auto on = pointer<CUstream_st>(stream);
+  const KeptStates::State state = kept_states().of(device, on);
+  std::vector<unsigned> words(state.words);
+  LDREG_CUDA_CHECK(cudaStreamSynchronize(on));
+  LDREG_CUDA_CHECK(cudaMemcpy(words.data(), state.data, words.size() * sizeof(unsigned), cudaMemcpyDeviceToHost));
+  return words;
+}
+
+void Planned::launch(const Tensors& at, uintptr_t workspace, uintptr_t stream) const {
+  const Parts& parts = *parts_;
   try {
-    const DeviceGuard guard(call.device);
-    Planned planned = plan_for(call, workspace, state);
-    planned.at.stream = pointer<void>(stream);
-    if (planned.a.plan.tiles && planned.at.hopper) describe_operands(planned.a);
-    switch (call.dtype) {
-      case DType::f32: return launch_kernel<float>(planned.a, planned.at);
-      case DType::f64: return launch_kernel<double>(planned.a, planned.at);
-      case DType::bf16: return launch_kernel<__nv_bfloat16>(planned.a, planned.at);
-      case DType::f16: return launch_kernel<__half>(planned.a, planned.at);
+    const DeviceGuard guard(parts.call.device);
+    const auto on = pointer<CUstream_st>(stream);
+    Arguments a = parts.a;
+    put_tensors(parts.call, at, a);
+    unsigned* state = is_capturing(on) ? captured_state(workspace + parts.space, parts.state_words, on)
+                                       : kept_state(parts.call.device, on, parts.state_words);
+    lay_out(a.p, a.plan, pointer<char>(workspace), state, a.s);
+    if (a.plan.tiles && parts.at.hopper) describe_operands(a);
+    LaunchAt where = parts.at;
+    where.stream = on;
+    switch (parts.call.dtype) {
+      case DType::f32: return launch_kernel<float>(a, where);
+      case DType::f64: return launch_kernel<double>(a, where);
+      case DType::bf16: return launch_kernel<__nv_bfloat16>(a, where);
+      case DType::f16: return launch_kernel<__half>(a, where);
     }
   } catch (const std::runtime_error& error) {
-    throw std::runtime_error("launching the kernel for " + shape_of(call) + ": " + error.what());
+    throw std::runtime_error("launching the kernel for " + shape_of(parts.call) + ": " + error.what());
   }
 }
 

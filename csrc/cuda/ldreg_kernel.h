@@ -8,22 +8,14 @@
 // and everything is in line, because around a call the compiler has even fewer.
 #pragma once
 
+#include "control.h"
 #include "direct.h"
 #include "loss.h"
 #include "rows.h"
 #include "tile_stage.h"
+#include "watchdog.h"
 
 namespace ldreg::cuda {
-
-// What a block knows of where it is. In shared memory, so that no stage has to keep it in registers.
-struct Control {
-  Cursor at;
-  TileAt tile;
-  unsigned ticket;
-  int rows;    // that every pair is computed for
-  bool last;   // the block that finished last
-};
-static_assert(sizeof(Control) <= kArgumentsAt && kArgumentsAt + sizeof(Arguments) <= kControlBytes);
 
 // Doubles are never packed: all of their pairs are computed.
 struct NoTiles {
@@ -54,8 +46,7 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
       }
       __syncthreads();
       const int first = (once ? 0 : schedule.first_position(at)) + job * kPackRows;
-      pack_rows<T>(false, first, smaller(first + kPackRows, once ? a.p.N : schedule.last_position(at)), 0,
-                   once ? 0 : schedule.base(at));
+      pack_rows<T>(false, first, once ? a.p.N : schedule.last_position(at), 0, once ? 0 : schedule.base(at));
       return a.s.state + (parity ? kPackedReferencesOdd : kPackedReferences);
     }
     case Job::pack_queries: {
@@ -64,8 +55,8 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
         wait_for(a.s.state + kRowsDone, at.rows);  // the panel before is through with operands and lists
       }
       __syncthreads();
-      const int top = schedule.top(at.panel), first = job * kPackRows;
-      pack_rows<T>(true, first, smaller(first + kPackRows, schedule.bottom(at.panel) - top), top, 0);
+      const int top = schedule.top(at.panel);
+      pack_rows<T>(true, job * kPackRows, schedule.bottom(at.panel) - top, top, 0);
       return a.s.state + kPackedQueries;
     }
     default: {

@@ -127,10 +127,13 @@ __device__ __forceinline__ void centre_columns(int job, char* memory) {
   atomicMax(a.s.state + kShifted, unsigned(__float_as_int(fabsf(centre))));
 }
 
-// Rows first.. of queries or references into the packed matrix, with norms and residuals.
+// kPackRows rows from `first` on, of queries or of the references that end at `end`, into the packed matrix, with norms
+// and residuals. Whoever packs the last one puts zeros behind it, up to a whole block: tiles multiply those rows, too, and
+// what a product of left-over memory is would be anybody's guess.
 template <class T>
-__device__ __forceinline__ void pack_rows(bool queries, int first, int last, int panel_top, int64_t base) {
+__device__ __forceinline__ void pack_rows(bool queries, int first, int end, int panel_top, int64_t base) {
   const Arguments& a = arguments();
+  const int last = smaller(first + kPackRows, end);
   // Features then reach 2^6, which leaves float16 ten binary digits above and 20 below.
   const float scale = power_of_two(6 - (int(a.s.state[kExtent] >> 23) - 127)).scale;
   const bool centred = a.s.state[kShifted] != 0;
@@ -163,6 +166,11 @@ __device__ __forceinline__ void pack_rows(bool queries, int first, int last, int
     if (lane_id() != 0) continue;
     (queries ? a.s.x_norm : a.s.y_norm)[i] = broken ? kNotFinite : rounded;
     (queries ? a.s.x_residual : a.s.y_residual)[i] = lost == 0 && !centred ? 0.0f : bound < kLost ? bound : kLost;
+  }
+  if (last == end) {
+    __half* packed = (queries ? a.s.x : a.s.y) + (last + base) * a.plan.columns;
+    const int missing = (ceil_div(end, kBlock) * kBlock - end) * a.plan.columns;
+    for (int c = 4 * thread_id(); c < missing; c += 4 * blockDim.x) *reinterpret_cast<Four<__half>*>(packed + c) = {};
   }
   publish_to_copies();
 }

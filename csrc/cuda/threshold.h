@@ -10,13 +10,16 @@
 // precision="fast": no error bounds, and kFastExtra candidates more than k.
 #pragma once
 
+#include <limits>
+
 #include "operands.h"
 
 namespace ldreg::cuda {
 
 constexpr int kNever = 0x7fffffff;     // key of what is no candidate
 constexpr float kAdmitAll = 1e36f;     // limit of a row without a threshold: admits every reference that is finite
-constexpr float kAdmitNone = -3e38f;   // limit of a row that failed
+// Limit of a row that failed: no comparison with it holds, whatever the lower bound is, -Inf included.
+constexpr float kAdmitNone = std::numeric_limits<float>::quiet_NaN();
 constexpr float kTiny = 1e-30f;        // products below 2^-126 vanish
 constexpr int kFastExtra = 16;
 

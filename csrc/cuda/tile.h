@@ -75,11 +75,12 @@ __device__ inline void drain(const Arguments& a, const TileAt& at, const Hit* qu
     // Symmetric, slots are positions: a column is a query, too, and a row its reference.
     const bool back = hit.where >> 16;
     const int query = back ? at.position(column) : at.slot(row), reference = back ? at.slot(row) : at.position(column);
+    if (query >= at.panel_rows) continue;
     int key = hit.key;
     unsigned place;
     if (at.first_step) {
       const Meeting& m = at.m[column / kBlock];
-      if (query >= at.panel_rows || !(back ? m.back : m.there)) continue;
+      if (!(back ? m.back : m.there)) continue;
       place = back ? m.place_back + row : m.place + column % kBlock;
       if (!(from_sortable(key) < kAdmitAll)) key = kNever;
     } else {

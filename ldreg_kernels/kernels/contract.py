@@ -1,14 +1,12 @@
 """What every backend takes and returns: the vocabulary shared by the reference, C++, Triton and CUDA.
 
 Symbols used everywhere: x [B, D] queries, y [N, D] references (constant), k neighbours without self, d [B, k] ascending
-Euclidean distances, idx [B, k]. A backend is a module with four functions: `knn`, `lid` and `ldreg` over a `Problem`,
-and `scale_rows` for backward.
-This file holds no arithmetic.
+Euclidean distances, idx [B, k]. A backend is a module with three functions over a `Problem`: `knn`, `lid` and `ldreg`.
+Backward is a scaling of the rows of `grad` (ops/row_gradient.py). This file holds no arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,8 +20,7 @@ MLE_EPSILON = 1e-4  # the published constant inside the logarithm of `mle`
 LID_MAX = 1e6  # at or above it the k distances are equal as far as float32 distances (1e-7 relative) can tell
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One neighbour problem, already validated.
 
     `y` is `x` itself when every row searches its own batch. `self_index` is an offset (row i of x is row

@@ -1,7 +1,8 @@
-"""The CUDA C++ backend: unpacks a Problem, allocates the outputs and the workspace, launches. One launch per call.
+"""The CUDA C++ backend: plans a call once, allocates the outputs and the workspace, launches. One launch per call.
 
 The extension takes raw addresses and a stream, so one build serves every torch version; what it computes and how is in
-csrc/cuda, from ldreg_kernel.h. Nothing is allocated or waited for inside a launch, so calls can be captured in graphs.
+csrc/cuda, from ldreg_kernel.h. Nothing is waited for inside a launch, so calls can be captured in graphs. What a call
+is (shapes, dtypes, what is asked for) decides its plan, which is kept; a launch adds where its tensors are.
 A module compiled for the host by the tests (python_tests/simulator.py) takes the extension's place through `use`.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from . import single_launch, tuning
 from .contract import KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
+from .single_launch import Outputs, Request
 
 _cuda: Any
 try:
@@ -41,6 +43,7 @@ def use(module: ModuleType | None) -> None:
     global _cuda, _missing
     _cuda, _missing = module, "no module is in use"
     unavailable_reason.cache_clear()
+    forget_plans()
 
 
 def simulated() -> bool:
@@ -82,64 +85,73 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-_states: dict[tuple[int, int], Tensor] = {}
+# What a plan depends on -> the plan. Shapes come and go (a last batch, an evaluation): emptied when it is large.
+_plans: dict[tuple[Any, ...], Any] = {}
+_MOST_PLANS = 1024
 
 
-def _state(words: int, device: torch.device, stream: int) -> Tensor:
-    """Zeros that a launch leaves zero: kept for each stream, so that no launch has to clear them first."""
-    if device.type == "cpu":
-        return torch.zeros(words, dtype=torch.int32)
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():  # a graph may run beside whatever else its stream does
-            return torch.zeros(words, dtype=torch.int32, device=device)
-    key = (device.index, stream)
-    if key not in _states or _states[key].numel() < words:
-        _states[key] = torch.zeros(max(words, 4096), dtype=torch.int32, device=device)
-    return _states[key]
+def forget_plans() -> None:
+    """The next call of every kind is planned anew."""
+    _plans.clear()
 
 
-def _run(problem: Problem, wanted: int, out: dict[str, Tensor], modes: dict[str, object]) -> None:
+def _plan(problem: Problem, x: Tensor, y: Tensor, request: Request, loop: str) -> Any:
+    """The extension's `Planned` for calls like this one: sizes, strides, dtype, device and what is asked for."""
+    rows, columns = x.shape
+    references, wanted = y.shape[0], request.wanted
     if wanted > LARGEST_K:
         raise ValueError(f"k must be at most {LARGEST_K} on backend 'cuda' (track included), got {wanted}")
-    if problem.x.shape[1] > LARGEST_COLUMNS:
-        raise ValueError(f"x must have at most {LARGEST_COLUMNS} columns on backend 'cuda', got {problem.x.shape[1]}")
-    x = unit_columns(problem.x.detach())
-    y = x if problem.symmetric else unit_columns(problem.y.detach())
-    own = problem.self_index
-    own_map = own.contiguous() if isinstance(own, Tensor) else None
-    device = x.device
-    rows, columns = x.shape
+    if columns > LARGEST_COLUMNS:
+        raise ValueError(f"x must have at most {LARGEST_COLUMNS} columns on backend 'cuda', got {columns}")
     dtype = str(x.dtype).removeprefix("torch.")
-    shape = tuning.Shape(rows, y.shape[0], columns, wanted, dtype, _capability(device))
-
+    shape = tuning.Shape(rows, references, columns, wanted, dtype, _capability(x.device))
     call = _cuda.Call()
     fields = {
-        "device": device.index or 0,
+        **request._asdict(),
+        "device": x.device.index or 0,
         "dtype": _DTYPES[x.dtype],
-        "x": x.data_ptr(),
         "B": rows,
+        "N": references,
         "D": columns,
         "x_stride": x.stride(0),
-        "y": y.data_ptr(),
-        "N": y.shape[0],
         "y_stride": y.stride(0),
         "same": problem.symmetric,
-        "own_map": 0 if own_map is None else own_map.data_ptr(),
-        "own_offset": own if isinstance(own, int) else -1,
         "exact": problem.precision == "exact",
         "drop_smallest": problem.drop_smallest,
-        "wanted": wanted,
         "tiles": tuning.choose_path(shape) == "tiles",
-        "loop": _loop(),
-        **modes,
-        **{name: tensor.data_ptr() for name, tensor in out.items()},
+        "loop": loop,
     }
     for name, value in fields.items():
         setattr(call, name, value)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    bytes_needed, words, _ = _cuda.needs(call)
-    workspace, state = torch.empty(bytes_needed, dtype=torch.uint8, device=device), _state(words, device, stream)
-    _cuda.launch(call, workspace.data_ptr(), state.data_ptr(), stream)
+    return _cuda.Planned(call)
+
+
+def _run(problem: Problem, request: Request, out: Outputs, goal: float) -> None:
+    x = unit_columns(problem.x)
+    symmetric = problem.symmetric
+    y = x if symmetric else unit_columns(problem.y)
+    own = problem.self_index
+    own_map = own.contiguous() if isinstance(own, Tensor) else None
+    device, loop = x.device, _loop()
+    strides = x.stride(0), y.stride(0)
+    modes = symmetric, problem.precision, problem.drop_smallest
+    key = (x.shape, y.shape, strides, x.dtype, device, modes, request, loop)
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _MOST_PLANS:
+            forget_plans()
+        plan = _plans[key] = _plan(problem, x, y, request, loop)
+    workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=device)
+    plan.launch(
+        x.data_ptr(),
+        y.data_ptr(),
+        0 if own_map is None else own_map.data_ptr(),
+        own if isinstance(own, int) else -1,
+        goal,
+        *[0 if t is None else t.data_ptr() for t in out],
+        workspace.data_ptr(),
+        torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0,
+    )
 
 
 def knn(problem: Problem) -> KnnResult:
@@ -157,6 +169,3 @@ def ldreg(
 ) -> LdregResult:
     """Contract `ldreg`."""
     return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
-
-
-scale_rows = single_launch.scale_rows

@@ -161,7 +161,10 @@ def ldreg(
 
 
 def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`; the output is asked for in large pages: taking it by 4 KB costs more than filling it."""
+    """scale [B] times the rows of grad [B, D], in `dtype`.
+
+    The output is asked for in large pages: taking it by 4 KB costs more than filling it.
+    """
     out = torch.empty_like(grad)
     _extension().prefer_large_pages(out.data_ptr(), out.nbytes)
     with torch.no_grad():  # backward(create_graph=True) runs with gradients on

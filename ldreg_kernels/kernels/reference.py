@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -177,7 +176,7 @@ def knn(problem: Problem) -> KnnResult:
     """Contract `knn`: distances and indices, no gradient."""
     dtype = working_dtype(problem.x, problem.y)
     with torch.no_grad():
-        found = neighbours(replace(problem, x=problem.x.to(dtype), y=problem.y.to(dtype)))
+        found = neighbours(problem._replace(x=problem.x.to(dtype), y=problem.y.to(dtype)))
     return KnnResult(found.distances.to(result_dtype(problem.x)), found.indices)
 
 
@@ -189,7 +188,7 @@ def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidR
 
     def compute() -> LidResult:
         x = problem.x.detach().to(dtype, copy=True).requires_grad_(need_grad)
-        d = neighbours(replace(problem, x=x, y=y, k=k_max)).distances
+        d = neighbours(problem._replace(x=x, y=y, k=k_max)).distances
         value, degenerate = estimate(d[:, : problem.k], estimator)
         grad = x.new_empty(0, x.shape[1])
         if need_grad:
@@ -231,11 +230,6 @@ def ldreg(
         return LdregResult(value.detach(), coeff, *rows)
 
     return _with_autograd(compute)
-
-
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: scale [B] times the rows of grad [B, D], in `dtype`."""
-    return (scale[:, None] * grad).to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------- published baseline

@@ -1,40 +1,89 @@
 """What the GPU backends have in common: outputs allocated as the contract wants them, filled by one launch.
 
-A backend hands in `run(problem, wanted, out, modes)`: `wanted` is the largest k asked for, `out` the tensors to fill by
-their names in contract.py, `modes` what is asked for in numbers: `k`, and either `knn`, or `estimator`, `track` (pairs
-of estimator and k), `gradient` and, for the loss, `loss`, `form`, `reduction` and `goal` (ln of the target LID).
+A backend hands in `run(problem, request, out, goal)`. A `Request` is what is asked for, in the numbers that kernels
+know: the same at every step of a training, so that a backend can look its plan up by it. `goal` (ln of the target LID)
+is not part of it, because it may change at every step. All of this is on the way of every call: it is counted in
+microseconds (benchmarks/host.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track
 
-Run = Callable[[Problem, int, dict[str, Tensor], dict[str, object]], None]
+
+class Request(NamedTuple):
+    """What a call asks for."""
+
+    k: int  # of the estimator; for knn the neighbours returned
+    wanted: int  # neighbours to find: the largest k asked for
+    knn: bool = False  # distances and indices; else LID
+    estimator: int = 0  # in ESTIMATORS; likewise the next ones
+    track: tuple[tuple[int, int], ...] = ()  # (estimator, k)
+    gradient: bool = False
+    loss: bool = False
+    form: int = 0
+    reduction: int = 0
 
 
-def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An output; float32, or float64 for float64 features, unless told otherwise."""
-    real = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
-    return torch.empty(shape, dtype=dtype or real, device=problem.x.device)
+class Outputs(NamedTuple):
+    """Tensors to fill, by their names in contract.py; None for what is not asked for."""
+
+    distances: Tensor | None = None
+    indices: Tensor | None = None
+    lid: Tensor | None = None
+    degenerate: Tensor | None = None
+    tracked: Tensor | None = None
+    grad: Tensor | None = None
+    value: Tensor | None = None
+    coeff: Tensor | None = None
+
+
+Run = Callable[[Problem, Request, Outputs, float], None]
+
+
+@lru_cache(maxsize=1024)
+def _request(k: int, estimator: str, track: Track, gradient: bool, form: str = "", reduction: str = "") -> Request:
+    """`form` is empty for `lid`."""
+    return Request(
+        k=k,
+        wanted=max([k, *(size for _, size in track)]),
+        estimator=ESTIMATORS.index(estimator),
+        track=tuple((ESTIMATORS.index(name), size) for name, size in track),
+        gradient=gradient,
+        loss=bool(form),
+        form=FORMS.index(form) if form else 0,
+        reduction=REDUCTIONS.index(reduction) if form else 0,
+    )
+
+
+def _real(problem: Problem) -> torch.dtype:
+    """Of outputs: float32, or float64 for float64 features."""
+    return torch.float64 if problem.x.dtype == torch.float64 else torch.float32
 
 
 def knn(run: Run, problem: Problem) -> KnnResult:
     """Contract `knn`."""
-    rows, k = problem.x.shape[0], problem.k
-    found = KnnResult(_new(problem, rows, k), _new(problem, rows, k, dtype=torch.int64))
-    run(problem, k, found._asdict(), {"knn": True, "k": k})
-    return found
+    x, k = problem.x, problem.k
+    rows = x.shape[0]
+    distances = torch.empty((rows, k), dtype=_real(problem), device=x.device)
+    indices = torch.empty((rows, k), dtype=torch.int64, device=x.device)
+    run(problem, Request(k, k, knn=True), Outputs(distances, indices), 0.0)
+    return KnnResult(distances, indices)
 
 
 def lid(run: Run, problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`."""
-    return _estimates(run, problem, estimator, track, need_grad, {}, {})
+    found = _new_rows(problem, len(track), need_grad)
+    run(problem, _request(problem.k, estimator, track, need_grad), Outputs(None, None, *found), 0.0)
+    return found
 
 
 def ldreg(
@@ -48,48 +97,20 @@ def ldreg(
     need_grad: bool,
 ) -> LdregResult:
     """Contract `ldreg`."""
-    rows = problem.x.shape[0]
-    value = _new(problem, rows) if reduction == "none" else _new(problem)
-    coeff = _new(problem, rows)
-    modes: dict[str, object] = {
-        "loss": True,
-        "form": FORMS.index(form),
-        "reduction": REDUCTIONS.index(reduction),
-        "goal": 0.0 if target is None else math.log(target),
-    }
-    found = _estimates(run, problem, estimator, track, need_grad, modes, {"value": value, "coeff": coeff})
+    found = _new_rows(problem, len(track), need_grad)
+    coeff = torch.empty_like(found.lid)
+    value = torch.empty_like(coeff) if reduction == "none" else coeff.new_empty(())
+    request = _request(problem.k, estimator, track, need_grad, form, reduction)
+    run(problem, request, Outputs(None, None, *found, value, coeff), 0.0 if target is None else math.log(target))
     return LdregResult(value, coeff, *found)
 
 
-def _estimates(
-    run: Run,
-    problem: Problem,
-    estimator: str,
-    track: Track,
-    need_grad: bool,
-    modes: dict[str, object],
-    out: dict[str, Tensor],
-) -> LidResult:
-    rows, columns = problem.x.shape
-    found = LidResult(
-        lid=_new(problem, rows),
-        degenerate=_new(problem, rows, dtype=torch.bool),
-        tracked=_new(problem, len(track), rows),
-        grad=_new(problem, rows if need_grad else 0, columns),
+def _new_rows(problem: Problem, tracked: int, need_grad: bool) -> LidResult:
+    """What a launch says of every row, to be filled."""
+    (rows, columns), device, real = problem.x.shape, problem.x.device, _real(problem)
+    return LidResult(
+        lid=torch.empty(rows, dtype=real, device=device),
+        degenerate=torch.empty(rows, dtype=torch.bool, device=device),
+        tracked=torch.empty((tracked, rows), dtype=real, device=device),
+        grad=torch.empty((rows if need_grad else 0, columns), dtype=real, device=device),
     )
-    modes = {
-        "k": problem.k,
-        "estimator": ESTIMATORS.index(estimator),
-        "track": [(ESTIMATORS.index(name), k) for name, k in track],
-        "gradient": need_grad,
-        **modes,
-    }
-    run(problem, max([problem.k, *(k for _, k in track)]), found._asdict() | out, modes)
-    return found
-
-
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Contract `scale_rows`: one pass, rounding to `dtype` on the way out."""
-    out = torch.empty_like(grad, dtype=dtype)
-    with torch.no_grad():  # backward(create_graph=True) runs with gradients on
-        return torch.mul(grad, scale[:, None], out=out)

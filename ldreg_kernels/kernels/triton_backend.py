@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import autotune, single_launch, tuning
 from .contract import KnnResult, LdregResult, LidResult, Problem, Track
+from .single_launch import Outputs, Request
 
 _launch: ModuleType | None
 try:
@@ -65,13 +65,16 @@ def _programs(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _run(problem: Problem, wanted: int, out: dict[str, Tensor], modes: dict[str, Any]) -> None:
+def _run(problem: Problem, request: Request, outputs: Outputs, goal: float) -> None:
     assert _launch is not None
-    modes = {**modes}
-    k = modes.pop("k")
-    if "track" in modes:  # the kernels are compiled for it: a flat tuple of numbers
-        modes["track"] = tuple(number for pair in modes["track"] for number in pair)
-        out = {**out, "degenerate": out["degenerate"].view(torch.uint8)}
+    modes: dict[str, Any] = {"knn": True} if request.knn else {**request._asdict(), "goal": goal}
+    k, wanted = request.k, request.wanted
+    out = {name: t for name, t in outputs._asdict().items() if t is not None}
+    if not request.knn:
+        for name in ("k", "wanted"):
+            del modes[name]
+        modes["track"] = tuple(number for pair in request.track for number in pair)  # the kernels are compiled for it
+        out["degenerate"] = out["degenerate"].view(torch.uint8)
     x = problem.x
     if wanted > LARGEST_K:
         raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {wanted}")
@@ -82,10 +85,10 @@ def _run(problem: Problem, wanted: int, out: dict[str, Tensor], modes: dict[str,
     output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})
     fused = not interpreting() and not _staged()
     programs = 1 if interpreting() else _programs(x.device.index)
-    request = _launch.Request(k, wanted, modes)
+    asked = _launch.Request(k, wanted, modes)
 
     def plan(blocks: tuning.Blocks) -> object:
-        return _launch.plan(problem, request, output, blocks, programs, fused)
+        return _launch.plan(problem, asked, output, blocks, programs, fused)
 
     with _launch.on_device(x.device):
         shape = _launch.shape_of(problem, wanted)
@@ -120,6 +123,3 @@ def ldreg(
 ) -> LdregResult:
     """Contract `ldreg`."""
     return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
-
-
-scale_rows = single_launch.scale_rows

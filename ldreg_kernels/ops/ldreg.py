@@ -108,10 +108,13 @@ class _LDReg(torch.autograd.Function):
         ctx.backend = arguments[-2]
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
         ctx.mark_non_differentiable(lid, degenerate, tracked)
+        ctx.set_materialize_grads(False)  # or the engine makes zeros for these three
         return value, lid, degenerate, tracked
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_value: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_value is None:
+            return (None,) * 14
         coeff, grad = ctx.saved_tensors
         return (scale_rows(coeff * grad_value, grad, ctx.x, ctx.backend), *([None] * 13))
 

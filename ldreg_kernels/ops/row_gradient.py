@@ -16,25 +16,38 @@ from ..kernels import dispatch
 from .registry import register
 
 
-def _scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    return dispatch.resolve(backend, grad.device).scale_rows(scale, grad, dtype)
+def _native(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    scaled: Tensor = dispatch.resolve("cpu", grad.device).scale_rows(scale, grad, dtype)
+    return scaled
 
 
-def _scale_rows_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+def _native_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.new_empty(grad.shape, dtype=dtype)
 
 
-register(
-    "scale_rows(Tensor scale, Tensor grad, ScalarType dtype, str backend) -> Tensor", _scale_rows, _scale_rows_fake
-)
+register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
 
 
 def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
-    """scale [B] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises."""
-    result: Tensor = torch.ops.ldreg.scale_rows(scale, grad, x.dtype, backend)
-    if torch.is_grad_enabled():  # backward(create_graph=True)
-        result = _NotTwice.apply(result, x)
+    """scale [B] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises.
+
+    By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way of its own.
+    """
+    if not torch.is_grad_enabled():
+        return _scaled(scale, grad, x.dtype, backend)
+    with torch.no_grad():  # backward(create_graph=True)
+        scaled = _scaled(scale, grad, x.dtype, backend)
+    result: Tensor = _NotTwice.apply(scaled, x)
     return result
+
+
+def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    if grad.device.type == "cpu" and backend in ("auto", "cpu"):
+        scaled: Tensor = torch.ops.ldreg.scale_rows(scale, grad, dtype)
+        return scaled
+    if dtype == grad.dtype:
+        return grad * scale.unsqueeze(1)
+    return torch.mul(grad, scale.unsqueeze(1), out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
 
 
 class _NotTwice(torch.autograd.Function):

@@ -79,8 +79,15 @@ def test_ptx_is_of_the_newest_plain_architecture(toolchain: ModuleType) -> None:
 
 
 def test_device_code_knows_whether_it_holds_the_stage_for_hopper(toolchain: ModuleType) -> None:
-    assert "-DLDREG_HOPPER_BUILT=1" in toolchain.device_flags(["80", "90a"])
-    assert "-DLDREG_HOPPER_BUILT=0" in toolchain.device_flags(["80", "90"])
+    assert "-DLDREG_HOPPER_BUILT=1" in toolchain.device_flags(["80", "90a"], {})
+    assert "-DLDREG_HOPPER_BUILT=0" in toolchain.device_flags(["80", "90"], {})
+
+
+def test_watchdog(toolchain: ModuleType) -> None:
+    for value, watches in (("", False), ("0", False), ("1", True)):
+        assert ("-DLDREG_WATCHDOG" in toolchain.device_flags(["90a"], {"LDREG_WATCHDOG": value})) == watches
+    with pytest.raises(SystemExit, match="LDREG_WATCHDOG must be 0 or 1, got 'yes'"):
+        toolchain.watchdog({"LDREG_WATCHDOG": "yes"})
 
 
 def test_cuda_home_comes_before_path(toolchain: ModuleType, tmp_path: Path) -> None:

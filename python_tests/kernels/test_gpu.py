@@ -1,16 +1,21 @@
-"""What only a GPU can show of its backends: one launch, streams, graphs, devices, large offsets.
+"""What only a GPU can show of its backends: one launch, streams, graphs, devices, large offsets, full tiles.
 
-Everything else is judged by the suite over all backends, by test_triton*.py and by test_cuda.py, without a GPU as well.
+Everything else is judged by the suite over all backends, by test_triton*.py, test_cuda.py and test_parity.py, without a
+GPU as well. There, on a GPU, small shapes get every pair; here they reach the tiles with the blocks that are shipped.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import cases
 import oracle
 import pytest
+import tolerances
 import torch
 
 import ldreg_kernels as ldk
+from ldreg_kernels.kernels import cuda_backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -70,8 +75,10 @@ def test_one_launch(name, B, N, D, k):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         ldk.ldreg_loss(leaf, y, k=k, backend=name)
         torch.cuda.synchronize()
-    kernels = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    assert [kernel for kernel in kernels if "ldreg" in kernel] == [kernels[0]]
+    events = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    # Activities on the GPU that are no kernels are in the list as well.
+    kernels = [event for event in events if not event.startswith(("Mem", "cuda", "Activity", "Context", "Command"))]
+    assert len([kernel for kernel in kernels if "ldreg" in kernel]) == 1
     assert len(kernels) == 1, f"besides ours: {kernels}"
 
 
@@ -89,6 +96,127 @@ def test_graph_capture_and_replay(name, B, N, D, k):
         x.copy_(cases.features(B, D, seed=seed))
         graph.replay()
         assert torch.equal(lid, ldk.lid(x, y, k=k, backend=name))
+
+
+class Model(torch.nn.Module):
+    """An encoder with the loss behind it: LDReg as users call it."""
+
+    def __init__(self, columns: int, k: int, name: str) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(columns, columns, device="cuda")
+        self.ldreg = ldk.LDRegLoss(k=k, track=[("mle", 8)], backend=name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ldreg(self.encoder(x)) + self.encoder.weight.square().mean()
+
+
+def steps(model: torch.nn.Module, call: Any, B: int, D: int) -> list[tuple[float, torch.Tensor]]:
+    """Loss and gradient of the weights in some steps, on features that change."""
+    found = []
+    for seed in range(4):
+        model.zero_grad(set_to_none=True)
+        loss = call(cases.features(B, D, seed=seed).cuda())
+        loss.backward()
+        found.append((loss.item(), model.encoder.weight.grad.clone()))
+    return found
+
+
+@pytest.mark.parametrize(("B", "N", "D", "k"), SHAPES[:2])
+def test_reduce_overhead_on_a_model_that_contains_the_loss(name, B, N, D, k):
+    """torch.compile then warms up inside the memory pool of a CUDA graph, in which nothing of ours may stay."""
+    torch._dynamo.reset()
+    model = Model(D, k, name)
+    expected = steps(model, model, B, D)
+    compiled = torch.compile(model, mode="reduce-overhead")
+    for (loss, gradient), (truth, weight) in zip(steps(model, compiled, B, D), expected, strict=True):
+        assert loss == pytest.approx(truth, rel=tolerances.COMPILED["rtol"])
+        torch.testing.assert_close(gradient, weight, **tolerances.COMPILED)
+
+
+def test_a_captured_training_step(name):
+    """Forward and backward in one graph, replayed beside eager calls on the same stream."""
+    x = cases.features(2048, 256).cuda().requires_grad_()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(ldk.ldreg_loss(x, k=64, backend=name), x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = ldk.ldreg_loss(x, k=64, backend=name)
+        (gradient,) = torch.autograd.grad(loss, x)
+    for seed in (1, 2):
+        with torch.no_grad():
+            x.copy_(cases.features(2048, 256, seed=seed))
+        eager = ldk.ldreg_loss(x, k=64, backend=name)
+        (expected,) = torch.autograd.grad(eager, x)
+        graph.replay()
+        assert torch.equal(loss, eager)
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize(("B", "N", "D", "k"), SHAPES)
+def test_counters_are_zero_again(name, B, N, D, k):
+    """The next launch on this stream begins with what this one leaves: a broken counter shows here first."""
+    x, y = problem(B, N, D)
+    everything(x, y, k, name)
+    counters = kept_counters(name, x.device)
+    assert counters, "a launch has counters"
+    assert not any(counters)
+
+
+def kept_counters(name: str, device: torch.device) -> list[int]:
+    """Of the current stream."""
+    if name == "cuda":
+        return list(cuda_backend._cuda.state_of(device.index, torch.cuda.current_stream().cuda_stream))
+    from ldreg_kernels.kernels import triton_launch
+
+    return list(triton_launch.kept_state(device).tolist())
+
+
+# ------------------------------------------------------------------------------------------------- tiles
+
+WAYS = [("cuda", "mma"), ("cuda", "wgmma"), ("triton", "")]  # backend, and main loop of the CUDA backend
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+ROWS = 96  # that are judged: the first and the last, and others between
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [768, 2048])
+@pytest.mark.parametrize("N", [4095, 4097])
+@pytest.mark.parametrize("own", ["batch", "offset"])
+@pytest.mark.parametrize(("backend", "loop"), WAYS, ids=lambda v: v or "-")
+def test_shapes_that_fill_tiles(backend, loop, own, N, D, dtype, monkeypatch):
+    """One row less and one more than whole tiles, judged by the float64 oracle (float64 itself gets every pair)."""
+    reason = ldk.backends()[backend]
+    if reason is not None:
+        pytest.skip(f"backend {backend!r} is unavailable: {reason}")
+    if loop == "wgmma" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("wgmma is Hopper's")
+    if loop:
+        monkeypatch.setenv("LDREG_CUDA_LOOP", loop)
+    everything_of = cases.features(N, D).to(dtype)
+    x = everything_of.cuda().requires_grad_()
+    where: dict[str, Any] = {"k": 32, "backend": backend}
+    y = None if own == "batch" else x.detach().clone()
+    if y is not None:
+        where["self_index"] = 0
+    found = ldk.knn(x, y, **where)
+    lid = ldk.lid(x, y, **where)
+    weight = 0.5 + torch.rand(N, generator=cases.seeded(1), dtype=lid.dtype)
+    (gradient,) = torch.autograd.grad((lid * weight.cuda()).sum(), x)
+
+    rows = torch.linspace(0, N - 1, ROWS).long()
+    some, indices = everything_of[rows], found.indices.cpu()[rows]
+    judged = {"k": 32, "self_index": rows}
+    oracle.check_knn(ldk.KNN(found.distances.cpu()[rows], indices), some, everything_of, **judged, name=backend)
+    truth, _ = oracle.lid(some, everything_of, **judged)
+    oracle.check_lid(lid.detach().cpu()[rows], truth, backend, dtype)
+    expected, values = oracle.lid_gradient_given(some, everything_of, indices, "mom", weight[rows])
+    tolerance = tolerances.gradient(backend, dtype, values.max().item())
+    oracle.check_gradient(gradient.cpu()[rows], expected, tolerance, dtype)
+
+
+# ------------------------------------------------------------------------------------------------- streams and sizes
 
 
 def test_two_streams_at_once(name):
