@@ -16,8 +16,9 @@ usage: benchmarks/gpu_bundle.sh [DIR] [--python PYTHON] [--kernels SET] [--no-wh
   DIR          folder to make anew (default: build/gpu_bundle)
   --python     an interpreter of the GPU machine's version, with headers (default: $PYTHON312, python3.12, or pyenv's)
   --kernels    none, first or second (with first): whose Triton kernels are compiled ahead (default: first; minutes)
-  --no-wheels  leave them out: no network is needed then, but for what building needs
+  --no-wheels  leave them out
 
+PYTHON (default: that of .venv, else python3) has torch and Triton, and says what the plans launch.
 Exit code: 0 made, 1 something failed or it is above 60 MB, 2 no such Python, or a wrong command line.
 END
 }
@@ -28,7 +29,7 @@ refuse() {
   exit 2
 }
 
-folder='' python='' kernels=first wheels=1
+folder='' python='' kernels=first wheels=1 failed=0
 while (($#)); do
   case $1 in
     --python) python=${2-} && shift ;;
@@ -65,13 +66,21 @@ header = os.path.join(sysconfig.get_path("include"), "Python.h")
 os.path.exists(header) or exit(f"gpu_bundle: {header} is missing: this Python has no headers")
 ' || exit 2
 
-folder=${folder:-$(dirname "${BASH_SOURCE[0]}")/../build/gpu_bundle}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+torch=${PYTHON:-python3}
+[[ -n ${PYTHON-} || ! -x $root/.venv/bin/python ]] || torch=$root/.venv/bin/python
+whole() { if [[ $1 == */* ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi; }
+python=$(whole "$python") torch=$(whole "$torch")
+[[ $kernels == none ]] || "$torch" -c 'import torch, triton' || refuse "PYTHON must have torch and Triton, got '$torch'"
+
+folder=${folder:-$root/build/gpu_bundle}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$root"
 [[ -z $(ls -A "$folder") || -f $folder/manifest.json ]] || refuse "DIR must be empty or a bundle, got '$folder'"
 rm -rf "${folder:?}"/*
-home=$folder.work # kept: the next bundle recompiles what changed
+echo '{"files": {}}' >"$folder/manifest.json" # until there is something in it
+home=$folder.work                             # kept: the next bundle recompiles what changed
 mkdir -p "$home"
 
 # ------------------------------------------------------------------------------------------------ the modules
@@ -110,7 +119,9 @@ fi
 if [[ $kernels != none ]]; then
   echo "== Triton $TRITON and its kernels for the plan: $kernels"
   "$builder" -m pip install -q --disable-pip-version-check --no-deps "triton==$TRITON"
-  "${PYTHON:-python3}" -m benchmarks.triton_cache record "$kernels" "$ARCHITECTURE" >"$home/launches.json"
-  "$builder" -m benchmarks.triton_cache compile "$home/launches.json" "$folder"
+  "$torch" -m benchmarks.triton_cache record "$kernels" "$ARCHITECTURE" >"$home/launches.pickle"
+  "$builder" -m benchmarks.triton_cache compile "$home/launches.pickle" "$folder" || failed=1 # it has said why
 fi
 "$builder" -m benchmarks.gpu_bundle manifest "$folder" "$builder" "$ARCHITECTURE"
+((!failed)) || printf 'gpu_bundle: the bundle is without the kernels of Triton\n' >&2
+exit "$failed"
