@@ -123,5 +123,5 @@ if [[ $kernels != none ]]; then
   "$builder" -m benchmarks.triton_cache compile "$home/launches.pickle" "$folder" || failed=1 # it has said why
 fi
 "$builder" -m benchmarks.gpu_bundle manifest "$folder" "$builder" "$ARCHITECTURE"
-((!failed)) || printf 'gpu_bundle: the bundle is without the kernels of Triton\n' >&2
+((!failed)) || printf 'gpu_bundle: not all kernels of Triton are in the bundle\n' >&2
 exit "$failed"

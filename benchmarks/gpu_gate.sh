@@ -209,7 +209,7 @@ run_tests() {
   options+=(--max-worker-restart=12)
   if ((dry_run)); then
     export LDREG_TEST_SIMULATOR=0 # which would be compiled first
-    options=(python_tests/ops/test_knn.py -k own_batch "${options[@]}")
+    options=(python_tests/ops/test_knn.py -k "own_batch and not 1100" "${options[@]}")
   else
     options=(python_tests -m gpu "${options[@]}")
   fi
