@@ -37,7 +37,7 @@ def test_out_of_time_without_a_result_is_a_failure(pretended) -> None:
 def test_a_failure_seen_before_the_time_ran_out_is_one(pretended) -> None:
     # pytest answers an interrupt with what it has found so far
     found = "trap 'echo 1 failed, 2 passed in 0.10s; exit 2' INT; sleep 60 & wait"
-    result = pretended("--tests", "--backend", "cuda", "--minutes", "0.2", TESTS=found)
+    result = pretended("--tests", "--backend", "cuda", "--cap", "tests-cuda=3", TESTS=found)
     assert result.code == 1
     assert verdict(result, "tests-cuda")[0] == "FAILED"
 
