@@ -306,13 +306,14 @@ for item in ${plan_steps[$plan]}; do
   name=${item%:*} kind=${item%%[-:]*} backend=${name#*-}
   cap=${caps[$name]:-${item#*:}}
   case $kind in
-    build) section=build backend='' ;;
-    tests) section=tests ;;
-    timing | profile | bench) section=bench backend='' ;;
-    *) section=sanitize ;;
+    build) section=build backend='' whose='' ;;
+    tests) section=tests whose=$backend ;;
+    timing | profile) section=bench backend='' whose=cuda ;;
+    bench) section=bench backend='' whose='' ;;
+    *) section=sanitize whose=$backend ;;
   esac
   [[ -z $sections || $section == build || " $sections " == *" $section "* ]] || continue
-  [[ -z $wanted || -z $backend || " $wanted " == *" $backend "* ]] || continue
+  [[ -z $wanted || -z $whose || " $wanted " == *" $whose "* ]] || continue
   if ((dry_run)) && [[ -n $backend ]]; then
     case $backend in cuda) backend=cpu ;; triton) backend=reference ;; esac
     name=$kind-$backend
