@@ -53,7 +53,8 @@ def test_a_kernel_that_never_returns_fails_and_is_named(pretended) -> None:
 
 def test_a_process_that_outlives_the_tool_around_it_hung_too(pretended) -> None:
     hangs = "(trap '' INT; exec sleep 60) & printf 'cuda: (33, 33, 17, 5) float32: '; wait"
-    result = pretended("second", "--cap", "racecheck-cuda=3", "--cap", "initcheck-cuda=0", ANSWERS=hangs)
+    others = ("--cap", "answers-cuda=0", "--cap", "initcheck-cuda=0")
+    result = pretended("second", "--cap", "racecheck-cuda=3", *others, ANSWERS=hangs)
     assert verdict(result, "racecheck-cuda") == ("FAILED", "hung in a CUDA call: (33, 33, 17, 5) float32")
 
 
