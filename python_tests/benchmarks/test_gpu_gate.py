@@ -235,6 +235,18 @@ def test_test_files_that_lack_a_package_are_left_out_by_name(
     assert "python_tests/trainer: pydantic not installed" in reasons
 
 
+def test_rows_say_which_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import records
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert records.driver() is None
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 580.159.03\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert records.driver() == "580.159.03"
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert records.versions().endswith("; cuda 13.0; driver 580.159.03")
+
+
 def test_files_too_large_to_bring_back_keep_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_page, "LARGEST_FILE", 1000)
     (tmp_path / "tests.log").write_text("first\n" + "x" * 5000 + "\nlast")
