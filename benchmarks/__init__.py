@@ -9,7 +9,8 @@
     roofline.py      what the hardware could do, measured in the same run
     train_step.py    the regulariser inside the training step of simclr_step.py
     records.py       one row per measurement, append-only
-    selection.py     which rows count; from them tables.py, goals.py, plots.py and, for page and README, report.py
+    selection.py     which rows count; from them tables.py, standings.py (other libraries), goals.py, plots.py and, for
+                     page and README, report.py
     compare.py       this checkout against another commit
     cli.py           ldreg bench
     compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from .cases import Case, suites
+from .cases import GRID, Case, suites
 from .compare import compare
 from .contenders import Contender, contenders
 from .records import FILE_NAME, RESULTS, ROOT, RecordFile, Run
@@ -23,6 +23,7 @@ from .simclr_step import step_cases
 TRAIN_STEP = "train-step"
 FULL = Options("cpu", 1, rounds=7, patience=20.0, limit=30.0)
 QUICK = Options("cpu", 1, rounds=3, patience=1.5, limit=1.5, seconds=165.0)
+GRID_SECONDS = 300.0  # that a quick run gets on top, where the grid is asked for
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -32,7 +33,10 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A selection: three minutes on two CPU cores.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = None,
     suite: Annotated[
-        list[str] | None, typer.Option(help="headline, k, n, memory or train-step; repeatable; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="headline, k, n, memory, rivals (GPU), train-step: default all; grid on request. Repeatable."
+        ),
     ] = None,
     contender: Annotated[
         list[str] | None, typer.Option(help="Only this contender, or all whose name begins so; repeatable.")
@@ -74,7 +78,7 @@ def bench(
         device=device,
         threads=threads or torch.get_num_threads(),
         rounds=rounds or effort.rounds,
-        seconds=effort.seconds if seconds is None else seconds,
+        seconds=effort.seconds + (GRID_SECONDS if GRID in chosen else 0.0) if seconds is None else seconds,
     )
     if compare_with is not None:
         cases = [case for name in suite or ["headline"] for case in chosen[name]]
@@ -97,7 +101,7 @@ def _measure(
     typer.echo(f"{run.hardware}; {run.versions}; commit {run.commit}")
     with Session(run, RecordFile(out / FILE_NAME), options, taking_part, typer.echo) as session:
         try:
-            if any(chosen.values()):
+            if any(cases for name, cases in chosen.items() if name != GRID):  # which is shown beside no floor
                 session.measure_rates()
             for name, cases in chosen.items():
                 if name == "memory":
@@ -125,14 +129,17 @@ def _report(folder: Path) -> None:
 
 
 def _suites(device: str, wanted: list[str] | None, *, quick: bool) -> dict[str, tuple[Case, ...]]:
-    """The suites of a device that were asked for; the training steps, which are no `Case`, with an empty list."""
+    """The suites of a device that were asked for; the training steps, which are no `Case`, with an empty list.
+
+    The grid is left out unless it is named: sixty cases would take the time of all others.
+    """
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"must be cpu or cuda, got {device!r}", param_hint="--device")
     found = {**suites(device, quick=quick), TRAIN_STEP: ()}
     for name in wanted or ():
         if name not in found:
             raise typer.BadParameter(f"must be one of {', '.join(found)}, got {name!r}", param_hint="--suite")
-    return {name: cases for name, cases in found.items() if not wanted or name in wanted}
+    return {name: cases for name, cases in found.items() if (name in wanted if wanted else name != GRID)}
 
 
 def _contenders(device: str, wanted: list[str] | None) -> tuple[Contender, ...]:

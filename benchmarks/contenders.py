@@ -1,4 +1,4 @@
-"""Who is timed: this package's backends, the published computation, and every library that finds neighbours.
+"""Who is timed: this package's backends, the published computation, and every library that finds neighbours or LIDs.
 
 A contender turns a case into a function of (x, y) that gives an `Answer`. A library that only searches is completed to
 a loss with gradient by `_gather_gradient`, the way a good engineer would: closed-form weights and one `embedding_bag`.
@@ -19,7 +19,7 @@ import ldreg_kernels as ldk
 from ldreg_kernels.kernels import reference
 
 from . import searches
-from .cases import Case
+from .cases import LID_ESTIMATOR, Case
 from .searches import Search, UnavailableError
 
 
@@ -38,6 +38,10 @@ class Answer:
 Call = Callable[[Tensor, Tensor | None], Answer]
 
 
+def _by_mode(case: Case, forward: Call, lid: Call, gradient: Call) -> Call:
+    return {"forward": forward, "lid": lid}.get(case.mode, gradient)
+
+
 @dataclass(frozen=True)
 class Contender:
     """One row of the comparison.
@@ -50,6 +54,7 @@ class Contender:
         own_memory: its GPU memory does not come from torch's allocator, which would report too little.
         pilot: may be slower by orders of magnitude: try a part of the queries first.
         compiles: its first call compiles for seconds.
+        rival: the devices on which the grid counts it: libraries, and the simple form that is the strongest.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Contender:
     own_memory: bool = False
     pilot: bool = False
     compiles: bool = False
+    rival: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -78,6 +84,10 @@ def _ours(backend: str, case: Case) -> Call:
         found = ldk.knn(x, y, k=case.k, self_index=_self_index(y), backend=backend)
         return Answer(distances=found.distances, indices=found.indices)
 
+    def lid(x: Tensor, y: Tensor | None) -> Answer:
+        own = _self_index(y)
+        return Answer(lid=ldk.lid(x, y, k=case.k, estimator=LID_ESTIMATOR, self_index=own, backend=backend))
+
     def gradient(x: Tensor, y: Tensor | None) -> Answer:
         x = x.detach().requires_grad_()
         value, stats = ldk.ldreg_loss(
@@ -86,7 +96,7 @@ def _ours(backend: str, case: Case) -> Call:
         value.backward()
         return Answer(lid=stats.lid, tracked=tuple(stats.tracked.values()), loss=value.detach(), gradient=x.grad)
 
-    return forward if case.mode == "forward" else gradient
+    return _by_mode(case, forward, lid, gradient)
 
 
 def _self_index(y: Tensor | None) -> int | None:
@@ -106,28 +116,31 @@ def _published(case: Case, compiled: bool = False) -> Call:
         distances, indices = torch.cdist(x, references).sort(dim=1)
         return distances[:, 1 : case.k + 1], indices[:, 1 : case.k + 1]
 
-    def lid(x: Tensor, references: Tensor, k: int = case.k, estimator: str = "mom") -> Tensor:
+    def estimate(x: Tensor, references: Tensor, k: int = case.k, estimator: str = "mom") -> Tensor:
         return reference.published_lid(x, references, k, estimator)
 
     if compiled:
         torch._dynamo.reset()  # or the second shape would be compiled for all shapes
-        search, lid = torch.compile(search, dynamic=False), torch.compile(lid, dynamic=False)
+        search, estimate = torch.compile(search, dynamic=False), torch.compile(estimate, dynamic=False)
 
     def forward(x: Tensor, y: Tensor | None) -> Answer:
         distances, indices = search(x.float(), (x if y is None else y).float())
         return Answer(distances=distances, indices=indices)
 
+    def lid(x: Tensor, y: Tensor | None) -> Answer:
+        return Answer(lid=estimate(x.float(), (x if y is None else y).float(), case.k, LID_ESTIMATOR))
+
     def gradient(x: Tensor, y: Tensor | None) -> Answer:
         references = (x if y is None else y).float()
         leaf = x.detach().requires_grad_()
-        value = lid(leaf.float(), references)
+        value = estimate(leaf.float(), references)
         loss = -value.log().mean()
         loss.backward()
         with torch.no_grad():
-            tracked = tuple(lid(x.float(), references, k, name) for name, k in case.track)
+            tracked = tuple(estimate(x.float(), references, k, name) for name, k in case.track)
         return Answer(lid=value.detach(), tracked=tracked, loss=loss.detach(), gradient=leaf.grad)
 
-    return forward if case.mode == "forward" else gradient
+    return _by_mode(case, forward, lid, gradient)
 
 
 def _cdist_topk(case: Case) -> Call:
@@ -136,6 +149,11 @@ def _cdist_topk(case: Case) -> Call:
     def forward(x: Tensor, y: Tensor | None) -> Answer:
         found = torch.cdist(x.float(), (x if y is None else y).float()).topk(case.k + 1, largest=False)
         return Answer(distances=found.values[:, 1:], indices=found.indices[:, 1:])
+
+    def lid(x: Tensor, y: Tensor | None) -> Answer:
+        distances = forward(x, y).distances
+        assert distances is not None
+        return Answer(lid=reference.hill(distances))
 
     def gradient(x: Tensor, y: Tensor | None) -> Answer:
         leaf = x.detach().requires_grad_()
@@ -147,7 +165,7 @@ def _cdist_topk(case: Case) -> Call:
         tracked = _tracked(case, distances.detach())
         return Answer(lid=value.detach(), tracked=tracked, loss=loss.detach(), gradient=leaf.grad)
 
-    return forward if case.mode == "forward" else gradient
+    return _by_mode(case, forward, lid, gradient)
 
 
 def _tracked(case: Case, distances: Tensor) -> tuple[Tensor, ...]:
@@ -166,12 +184,15 @@ def _complete(make_search: Callable[[Case], Search], case: Case) -> Call:
         distances, indices = search(x, y, case.k)
         return Answer(distances=distances, indices=indices)
 
+    def lid(x: Tensor, y: Tensor | None) -> Answer:
+        return Answer(lid=reference.hill(search(x, y, case.k)[0]))
+
     def gradient(x: Tensor, y: Tensor | None) -> Answer:
         distances, indices = search(x, y, case.k_max)
-        lid, grad = _gather_gradient(x, x if y is None else y, distances[:, : case.k], indices[:, : case.k])
-        return Answer(lid=lid, tracked=_tracked(case, distances), loss=-lid.log().mean(), gradient=grad)
+        value, grad = _gather_gradient(x, x if y is None else y, distances[:, : case.k], indices[:, : case.k])
+        return Answer(lid=value, tracked=_tracked(case, distances), loss=-value.log().mean(), gradient=grad)
 
-    return forward if case.mode == "forward" else gradient
+    return _by_mode(case, forward, lid, gradient)
 
 
 def _gather_gradient(x: Tensor, y: Tensor, d: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,6 +210,26 @@ def _gather_gradient(x: Tensor, y: Tensor, d: Tensor, idx: Tensor) -> tuple[Tens
     return (m / rest).squeeze(1), grad
 
 
+# ------------------------------------------------------------------------------------------------- LID alone
+
+
+def _torchid(case: Case) -> Call:
+    """torchid's maximum-likelihood estimator: a chunked matrix product, `topk` and Hill's formula in one `fit`.
+
+    It estimates; it does not regularise. Its differentiable forms average LID over the rows, or its inverse, where this
+    loss averages ln LID, and its estimators take no references beside the batch itself: so only `lid`, and only B = N.
+    """
+    if case.mode != "lid" or case.B != case.N:
+        raise UnavailableError("does not apply: it estimates the LID of a batch, without neighbours or this gradient")
+    estimators = searches.imported("torchid.estimators")
+
+    def lid(x: Tensor, y: Tensor | None) -> Answer:
+        fitted = estimators.MLE().fit(x.float(), n_neighbors=case.k)
+        return Answer(lid=fitted.dimension_pw_)
+
+    return lid
+
+
 # ------------------------------------------------------------------------------------------------- the list
 
 
@@ -201,21 +242,28 @@ def _product(case: Case) -> Call:
 
 
 YARDSTICK = "torch.mm"
+CPU, CUDA = ("cpu",), ("cuda",)
+BOTH = (*CPU, *CUDA)
 CONTENDERS = (
-    Contender("ldreg cuda", partial(_ours, "cuda"), ("cuda",)),
-    Contender("ldreg triton", partial(_ours, "triton"), ("cuda",)),
-    Contender("ldreg cpu", partial(_ours, "cpu"), ("cpu",)),
+    Contender("ldreg cuda", partial(_ours, "cuda"), CUDA),
+    Contender("ldreg triton", partial(_ours, "triton"), CUDA),
+    Contender("ldreg cpu", partial(_ours, "cpu"), CPU),
     Contender("published", _published),
     Contender("published compiled", partial(_published, compiled=True), compiles=True),
     Contender("cdist + topk", _cdist_topk),
-    Contender("mm + topk + bag fp32", partial(_complete, partial(searches.product, "float32"))),
-    Contender("mm + topk + bag tf32", partial(_complete, partial(searches.product, "tf32")), ("cuda",)),
-    Contender("mm + topk + bag bf16", partial(_complete, partial(searches.product, "bfloat16"))),
-    Contender("faiss", partial(_complete, searches.faiss_cpu), ("cpu",)),
-    Contender("faiss gpu", partial(_complete, searches.faiss_gpu), ("cuda",), own_memory=True),
-    Contender("scikit-learn", partial(_complete, searches.scikit_learn), ("cpu",)),
+    Contender("mm + topk + bag fp32", partial(_complete, partial(searches.product, "float32")), rival=BOTH),
+    Contender("mm + topk + bag tf32", partial(_complete, partial(searches.product, "tf32")), CUDA, rival=CUDA),
+    # A CPU's product comes rounded to bf16: no gradient, so no rival there; and slow where bf16 instructions lack.
+    Contender(
+        "mm + topk + bag bf16", partial(_complete, partial(searches.product, "bfloat16")), pilot=True, rival=CUDA
+    ),
+    Contender("faiss", partial(_complete, searches.faiss_cpu), CPU, rival=CPU),
+    Contender("faiss gpu", partial(_complete, searches.faiss_gpu), CUDA, own_memory=True, rival=CUDA),
+    Contender("scikit-learn", partial(_complete, searches.scikit_learn), CPU, rival=CPU),
     Contender("KeOps", partial(_complete, searches.keops), pilot=True),
-    Contender("cuVS", partial(_complete, searches.cuvs), ("cuda",), own_memory=True),
+    Contender("cuVS", partial(_complete, searches.cuvs), CUDA, own_memory=True, rival=CUDA),
+    Contender("flashlib", partial(_complete, searches.flashlib), CUDA, rival=CUDA),
+    Contender("torchid", _torchid, CUDA),
     Contender(YARDSTICK, _product, checked=False),
 )
 

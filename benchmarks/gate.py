@@ -15,7 +15,7 @@ from torch import Tensor
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels import reference
 
-from .cases import Case
+from .cases import LID_ESTIMATOR, Case
 from .contenders import Answer
 
 ROWS = 64
@@ -55,7 +55,7 @@ def check(case: Case, x: Tensor, y: Tensor | None, answer: Answer, *, exact: boo
         exact: hold it to the contract of this package rather than to usefulness.
 
     Returns:
-        `recall` for a search; `lid error` and `gradient error` for a loss.
+        `recall` for a search; `lid error` for LIDs; that and `gradient error` for a loss.
 
     Raises:
         WrongAnswerError: an error above what is allowed, or a part of the answer missing.
@@ -66,6 +66,8 @@ def check(case: Case, x: Tensor, y: Tensor | None, answer: Answer, *, exact: boo
     own = everything[rows]
     if case.mode == "forward":
         return _check_search(case, own, everything, rows, answer, allowed)
+    if case.mode == "lid":
+        return _check_lid(case, own, everything, rows, answer, allowed, exact=exact)
     return _check_loss(case, own, everything, rows, answer, allowed, exact=exact)
 
 
@@ -88,6 +90,21 @@ def _check_search(
     _require(recall >= allowed.recall, f"recall {recall:.3f}, at least {allowed.recall} needed")
     _require(distance <= allowed.distance, f"distances off by {distance:.1e}, {allowed.distance:.0e} allowed")
     return {"recall": recall}
+
+
+def _check_lid(
+    case: Case, own: Tensor, everything: Tensor, rows: Tensor, answer: Answer, allowed: Allowed, *, exact: bool
+) -> dict[str, float]:
+    if answer.lid is None or answer.lid.shape != (case.B,):
+        raise WrongAnswerError("no LID for every row was returned")
+    truth = ldk.lid(own, everything, k=case.k, estimator=LID_ESTIMATOR, self_index=rows, backend="reference")
+    ours = answer.lid[rows].double()
+    error = float(((ours - truth) / truth).abs().mean())
+    _require(error <= allowed.lid, f"LID off by {error:.1e}, {allowed.lid:.0e} allowed")
+    if exact:
+        share = contract_share(ours, truth)
+        _require(share <= 1, f"LID has {share:.1f} times the error that the contract allows")
+    return {"lid error": error}
 
 
 def _check_loss(

@@ -70,7 +70,7 @@ def judge(step: Step) -> Verdict:
     wrong = re.findall(r"^WRONG: (.*)$", step.log, re.M)
     if wrong:
         return Verdict("FAILED", wrong[0])
-    measured = len(re.findall(r"^  .* \d+\.\d+ ms\b", step.log, re.M))
+    measured = len(re.findall(r"^.* \d+(?:\.\d+)? [mu]s\b", step.log, re.M))
     if step.code == INTERRUPTED:
         return Verdict("not finished" if measured else "FAILED", f"stopped at its time limit; {measured} times taken")
     if step.code:
@@ -170,7 +170,7 @@ def page(out: Path, work: Path, dry_run: bool, running: str = "") -> int:
 
     checked = any(
         verdicts[step.name].word in ("passed", "findings")
-        and step.kind not in ("build", "install", "timing", "profile", "bench")
+        and step.kind not in ("build", "install", "timing", "profile", "host", "bench")
         for step in steps
     )
     if failed:
@@ -195,7 +195,7 @@ def page(out: Path, work: Path, dry_run: bool, running: str = "") -> int:
     for step in steps:
         if verdicts[step.name].word == "findings":
             lines += ["", f"## What {step.name} found", "", *quoted(step, 30)]
-        elif step.kind in ("timing", "profile", "bench") and step not in failed:
+        elif step.kind in ("timing", "profile", "host", "bench") and step not in failed:
             lines += ["", f"## {step.name}", "", *quoted(step, 40)]
     text = "\n".join(lines) + "\n"
     (out / "summary.md").write_text(text)

@@ -13,13 +13,14 @@ set -euo pipefail
 #   tests-B                          the GPU tests of B, in processes that are replaced when their device is lost
 #   memcheck-B racecheck-B initcheck-B   sanitize.py under compute-sanitizer
 #   timing, profile-DTYPE, bench     the train case against its yardsticks; one launch of it by ncu; as many cases as fit
+#   host                             what a small call costs the host
 declare -A plan_seconds=([all]=540 [first]=300 [second]=240) plan_steps
 plan_steps[all]='build:150 answers-cuda:40 tests-cuda:90 memcheck-cuda:90 bench:150 racecheck-cuda:60 initcheck-cuda:60
   answers-triton:60 tests-triton:120 memcheck-triton:90 racecheck-triton:60 initcheck-triton:60'
 plan_steps[first]='build-watchdog:100 answers-cuda:40 tests-cuda:90 memcheck-cuda:90
   build:100 timing:45 profile-float32:25 profile-bfloat16:25 answers-triton:60'
 # The second begins with answers again: the compiler schedules wgmma otherwise where there is a watchdog.
-plan_steps[second]='build:100 answers-cuda:30 racecheck-cuda:45 initcheck-cuda:45 bench:85 tests-triton:120'
+plan_steps[second]='build:100 answers-cuda:30 racecheck-cuda:45 initcheck-cuda:45 host:25 bench:85 tests-triton:120'
 
 usage() {
   cat <<'END'
@@ -269,6 +270,15 @@ torch.cuda.synchronize()"
   fi
 }
 
+# run_host NAME CAP
+run_host() {
+  if ((dry_run)); then
+    not_reached "$1: without a GPU it would compile a stand-in first; python -m benchmarks.host"
+  else
+    step bench "$1" "$2" "$python" -m benchmarks.host --out "$out" --rounds 3 || true
+  fi
+}
+
 run_bench() {
   local seconds=$2 options left=$((budget - budget / 27 - 1 - SECONDS))
   ((seconds <= left)) || seconds=$left
@@ -310,7 +320,7 @@ for item in ${plan_steps[$plan]}; do
     build) section=build backend='' whose='' ;;
     tests) section=tests whose=$backend ;;
     timing | profile) section=bench backend='' whose=cuda ;;
-    bench) section=bench backend='' whose='' ;;
+    host | bench) section=bench backend='' whose='' ;;
     *) section=sanitize whose=$backend ;;
   esac
   [[ -z $sections || $section == build || " $sections " == *" $section "* ]] || continue
@@ -329,6 +339,7 @@ for item in ${plan_steps[$plan]}; do
     answers) run_answers "$name" "$cap" "$backend" ;;
     timing) run_timing "$name" "$cap" ;;
     profile) run_profile "$name" "$cap" ;;
+    host) run_host "$name" "$cap" ;;
     bench) run_bench "$name" "$cap" ;;
     *) run_tool "$name" "$cap" "$backend" ;;
   esac

@@ -35,6 +35,8 @@ _STYLES: dict[str, tuple[str, str, str]] = {  # colour, line, marker
     "faiss": ("#CC79A7", "-", "P"),
     "faiss gpu": ("#CC79A7", "--", "P"),
     "cuVS": ("#882255", "-", "*"),
+    "flashlib": ("#AA4499", "-", "X"),
+    "torchid": ("#661100", "-", "p"),
     "KeOps": ("#000000", "-", "d"),
     "scikit-learn": ("#999933", "-", "p"),
     YARDSTICK: ("#888888", "--", ""),

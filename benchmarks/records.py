@@ -34,7 +34,10 @@ _VERSIONS = (
     "faiss-gpu-cu12",
     "pykeops",
     "scikit-learn",
+    "cuvs-cu12",
     "cuvs-cu13",
+    "flashlib",
+    "torchid",
     "transformers",
 )
 
@@ -71,7 +74,7 @@ class Row:
     statistic, unit and what the value is:
 
         time            ms     median over rounds (of each turn's median call), low and high the 20th and 80th
-                               percentiles; `repetitions` counts all calls
+                               percentiles; `repetitions` counts all calls. In suite "host" us, of the host's part alone
         ratio           1      median over rounds of this contender's time over this package's, spread likewise
         peak memory     MB     beyond the inputs, 1 MB = 1e6 bytes
         launches        1      kernels started on the GPU for one call, torch's small ones in front and behind included
@@ -87,7 +90,7 @@ class Row:
     """
 
     suite: str
-    op: str  # "knn", "ldreg_loss", "train_step", "rate"
+    op: str  # "knn", "lid", "ldreg_loss", "train_step", "rate"
     backend: str  # contender
     B: int
     N: int

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import tables
+from . import standings, tables
 from .contenders import YARDSTICK
 from .goals import case_words, goals
 from .plots import figures, png
@@ -103,6 +103,9 @@ def _device(results: Results) -> str:
             for suite in results.memory_suites()
         ),
         _section(tables.roofline(results), plots("roofline")),
+        _section(standings.rivals(results)),
+        _section(standings.grid(results)),
+        _section(standings.host(results)),
         _section(tables.accuracy(results)),
         _section(tables.train_step(results)),
         _section(tables.not_measured(results)),
@@ -192,6 +195,9 @@ def readme_tables(found: Both) -> dict[str, Callable[[], Table]]:
             "roofline": lambda: tables.roofline(results),
             "errors": lambda: tables.accuracy(results),
             "train-step": lambda: tables.train_step(results),
+            "rivals": lambda: standings.rivals(results, short=True),
+            "grid": lambda: standings.grid(results),
+            "host": lambda: standings.host(results),
         }
 
     named = {f"{kind}-{device}": make for device, results in found.items() for kind, make in of(results).items()}

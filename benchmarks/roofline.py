@@ -21,6 +21,7 @@ from .cases import DTYPES, Case
 from .searches import float32_products
 
 SIZES = {"cpu": (2048, 2**28), "cuda": (8192, 2**32)}  # rows of the square matrices, bytes copied
+LONG_SECONDS = 2.0  # without bf16 instructions a processor takes 20 s for that product
 REPETITIONS = 5
 WARM_UP_SECONDS = {"cpu": 0.1, "cuda": 0.5}  # an idle GPU's clock is a sixth of a busy one's
 
@@ -45,13 +46,22 @@ def measure_rates(device: torch.device) -> Rates:
     products = {}
     for precision in ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32", "bfloat16"):
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         with float32_products(precision):
-            seconds = _median_seconds(functools.partial(torch.mm, a, b), device)
-        products[precision] = 2 * size**3 / seconds / 1e9
+            products[precision] = _product_rate(size, dtype, device)
     source = torch.randint(256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Rates(products, 2 * copied / _median_seconds(functools.partial(target.copy_, source), device) / 1e9)
+
+
+def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of a product of square matrices; of smaller ones where these would take too long."""
+    rate = 0.0
+    for rows in (size // 4, size) if device.type == "cpu" else (size,):
+        if rate and 2 * rows**3 / (1e9 * rate) > LONG_SECONDS:
+            break
+        a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
+        rate = 2 * rows**3 / _median_seconds(functools.partial(torch.mm, a, b), device) / 1e9
+    return rate
 
 
 def _median_seconds(run: Callable[[], object], device: torch.device) -> float:

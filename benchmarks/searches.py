@@ -26,7 +26,12 @@ class UnavailableError(Exception):
     """A contender cannot do a case here; the message, which is shown in the tables, says why."""
 
 
-def _import(name: str) -> Any:
+def imported(name: str) -> Any:
+    """A contender's module.
+
+    Raises:
+        UnavailableError: it is missing, or something it needs.
+    """
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a shared library it needs is not there
@@ -77,7 +82,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def faiss_cpu(case: Case) -> Search:
     """faiss `knn` (exact, float32). Blocks of 1024 x 1024 were the fastest of eight choices at 4096 x 4096 x 2048."""
-    faiss = _import("faiss")
+    faiss = imported("faiss")
     faiss.cvar.distance_compute_blas_query_bs = 1024
     faiss.cvar.distance_compute_blas_database_bs = 1024
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -92,15 +97,16 @@ def faiss_cpu(case: Case) -> Search:
 
 
 def faiss_gpu(case: Case) -> Search:
-    """faiss `knn_gpu` on torch's tensors and torch's stream; float16 as it is, bfloat16 as float32."""
-    faiss = _import("faiss")
+    """faiss `knn_gpu` on torch's tensors and torch's stream; half precision as it is, bfloat16 where faiss knows it."""
+    faiss = imported("faiss")
     if not hasattr(faiss, "StandardGpuResources"):
         raise UnavailableError("missing: this faiss is built without GPU support")
-    _import("faiss.contrib.torch_utils")
+    imported("faiss.contrib.torch_utils")
     resources = faiss.StandardGpuResources()
+    known = {torch.float32, torch.float16} | ({torch.bfloat16} if hasattr(faiss, "DistanceDataType_BF16") else set())
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        queries, references = (t.float() if t.dtype == torch.bfloat16 else t for t in (x, x if y is None else y))
+        queries, references = (t if t.dtype in known else t.float() for t in (x, x if y is None else y))
         squares, indices = faiss.knn_gpu(resources, queries, references, k + 1)
         return _without_self(squares.float().sqrt_(), indices)
 
@@ -109,7 +115,7 @@ def faiss_gpu(case: Case) -> Search:
 
 def scikit_learn(case: Case) -> Search:
     """scikit-learn's brute-force neighbours, which is its ArgKmin reduction for dense float32 Euclidean data."""
-    neighbors = _import("sklearn.neighbors")
+    neighbors = imported("sklearn.neighbors")
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         queries = x.float().numpy()
@@ -123,7 +129,7 @@ def scikit_learn(case: Case) -> Search:
 
 def keops(case: Case) -> Search:
     """KeOps `Kmin_argKmin` of the symbolic squared differences: no B x N memory, compiled for this D and k."""
-    keops_torch: ModuleType = _import("pykeops.torch")
+    keops_torch: ModuleType = imported("pykeops.torch")
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         x = x.float()
@@ -137,17 +143,32 @@ def keops(case: Case) -> Search:
 
 
 def cuvs(case: Case) -> Search:
-    """cuVS brute force on torch's tensors."""
-    brute_force = _import("cuvs.neighbors.brute_force")
-    resources = _import("cuvs.common").Resources(stream=torch.cuda.current_stream().cuda_stream)  # not one per call
+    """cuVS brute force on torch's tensors and stream; float16 as it is, bfloat16, which it lacks, as float32."""
+    brute_force = imported("cuvs.neighbors.brute_force")
+    # Not one per call. Given resources, cuVS waits for nothing at the end: the stream's order is enough for torch.
+    resources = imported("cuvs.common").Resources(stream=torch.cuda.current_stream().cuda_stream)
 
     def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        x = x.float()
-        index = brute_force.build(x if y is None else y.float(), metric="sqeuclidean", resources=resources)
-        squares, indices = brute_force.search(index, x, k + 1, resources=resources)
+        queries, references = (t.float() if t.dtype == torch.bfloat16 else t for t in (x, x if y is None else y))
+        index = brute_force.build(references, metric="sqeuclidean", resources=resources)
+        squares, indices = brute_force.search(index, queries, k + 1, resources=resources)
         return _without_self(
             torch.as_tensor(squares, device=x.device).sqrt(), torch.as_tensor(indices, device=x.device)
         )
+
+    return search
+
+
+def flashlib(case: Case) -> Search:
+    """flashlib's fused `flash_knn`, which chooses its own kernel: Triton's, unless its CuTe extra is installed.
+
+    The features go in as they are; float32 products are whatever its kernel makes of them, tf32 at the time of writing.
+    """
+    flash_knn = imported("flashlib.primitives.knn").flash_knn
+
+    def search(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        squares, indices = flash_knn(x, x if y is None else y, k + 1)
+        return _without_self(squares.float().sqrt(), indices)
 
     return search
 

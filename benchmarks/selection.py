@@ -14,7 +14,10 @@ from .records import Record, Row, Run
 OURS = tuple(c.name for c in CONTENDERS if c.ours)  # the first that ran is "ours" in every ratio
 ORDER = tuple(c.name for c in CONTENDERS)
 NOBODY = ("roofline", "-")  # in the contender's column: the hardware, and all of a case that was not reached
-MODES = {"forward": "neighbours only", "gradient": "loss + gradient", "tracked": "with tracked LIDs"}
+RIVALS = tuple(c.name for c in CONTENDERS if c.rival)  # whom the grid counts
+MODES = {"forward": "neighbours only", "lid": "LID only", "gradient": "loss + gradient", "tracked": "with tracked LIDs"}
+HOST = "host"  # the suite of host times, whose unit is us
+EMPTY = "empty function"  # there: an autograd.Function over a registered op that does nothing
 PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -95,7 +98,9 @@ class Results:
     def caption(self, suite: str) -> str:
         """Where the numbers of a suite come from, and how to get them again."""
         run = self.runs[suite]
-        command = f"ldreg bench --device {self.device} --suite {suite}"
+        command = (
+            "python -m benchmarks.host" if suite == HOST else f"ldreg bench --device {self.device} --suite {suite}"
+        )
         return f"{run.hardware}; {run.versions}; commit {run.commit}, {run.date}; `{command}`."
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .cases import Case
+from .cases import GRID, Case
 from .contenders import YARDSTICK, Contender, named
 from .gate import WrongAnswerError
 from .records import RecordFile, Row, Run
@@ -130,7 +130,7 @@ class Session:
             ready = self._prepare(suite, case, self._taking_part(suite, case))
             times = self._rounds(suite, case, ready)
             self._report(suite, case, times)
-            if self.options.device == "cuda":
+            if self.options.device == "cuda" and suite != GRID:  # which is about who is faster
                 for name in times:
                     self._count_memory(suite, case, name)
                 for name in times:  # last, because a profiler slows down what comes after it
@@ -193,7 +193,9 @@ class Session:
                 self._append(state_row(suite, case, "-", "not reached"))
 
     def _taking_part(self, suite: str, case: Case) -> list[Contender]:
-        """Everybody; in a run against the clock, those that compile for every shape in the first case only."""
+        """Everybody, in the grid its rivals; against the clock, those that compile for every shape once only."""
+        if suite == GRID:
+            return [c for c in self.contenders if c.ours or self.options.device in c.rival]
         hurried = bool(self.done) and self.options.seconds < math.inf
         for contender in self.contenders:
             if hurried and contender.compiles:

@@ -88,14 +88,15 @@ class _Notes:
 # ------------------------------------------------------------------------------------------------- the tables
 
 
-def headline(results: Results, *, short: bool = False) -> Table:
+def headline(results: Results, *, short: bool = False, suite: str = "headline") -> Table:
     """One line per case: our time, then how many times that everybody else takes.
 
     Args:
         results: of one device.
         short: the README's selection of columns.
+        suite: "headline", or "rivals", which has the same columns.
     """
-    suite, notes = "headline", _Notes()
+    notes = _Notes()
     others = _columns(results, suite, "ratio", short=short)
     rows = []
     for shape in results.shapes(suite):
@@ -106,7 +107,7 @@ def headline(results: Results, *, short: bool = False) -> Table:
             rows.append((shape.size, shape.words, first, *cells))
     lines = (*notes.lines(), *_left_out(results, suite))
     header = ("(B, N, D, k)", "what", "ours, ms (p20-p80)", *others)
-    return _table(results, suite, f"Time per call, {PLACES[results.device]}", header, rows, lines)
+    return make_table(results, suite, f"Time per call, {PLACES[results.device]}", header, rows, lines)
 
 
 def accuracy(results: Results) -> Table:
@@ -120,7 +121,7 @@ def accuracy(results: Results) -> Table:
         cells = [_worst(results, suite, backend, dtype, statistic) for dtype, statistic in columns]
         rows.append((backend, *cells))
     header = ("contender", *(f"{dtype}: {statistic.replace('lid', 'LID')}" for dtype, statistic in columns))
-    return _table(results, suite, f"Accuracy, {PLACES[results.device]}", header, rows)
+    return make_table(results, suite, f"Accuracy, {PLACES[results.device]}", header, rows)
 
 
 def memory(results: Results, suite: str, *, short: bool = False) -> Table:
@@ -135,7 +136,7 @@ def memory(results: Results, suite: str, *, short: bool = False) -> Table:
     header = ("(B, N, D, k)", "what", "B x N in float32", "ours", *others)
     lines = (*notes.lines(), *_left_out(results, suite))
     title = f"Peak memory beyond the inputs in MB, {PLACES[results.device]}"
-    return _table(results, suite, title, header, rows, lines)
+    return make_table(results, suite, title, header, rows, lines)
 
 
 def roofline(results: Results) -> Table:
@@ -161,7 +162,9 @@ def roofline(results: Results) -> Table:
     )
     title = f"Against what the hardware could do, {PLACES[results.device]}"
     faster = "Below 1x, caches or the symmetry of y = x beat what a floor assumes." if below else ""
-    return _table(results, suite, title, header, rows, tuple(filter(None, (_rates(results), faster))) if rows else ())
+    return make_table(
+        results, suite, title, header, rows, tuple(filter(None, (_rates(results), faster))) if rows else ()
+    )
 
 
 def train_step(results: Results) -> Table:
@@ -179,7 +182,7 @@ def train_step(results: Results) -> Table:
     header = ("model", "features", "k", "dtype", *step_columns, "peak MB: without / naive / fused")
     remarks = {row.note: None for row in results.rows(suite) if row.statistic == "time" and row.note}
     title = f"One training step, {PLACES[results.device]}"
-    return _table(results, suite, title, header, rows, (*notes.lines(), *remarks))
+    return make_table(results, suite, title, header, rows, (*notes.lines(), *remarks))
 
 
 def not_measured(results: Results) -> Table:
@@ -203,7 +206,7 @@ def not_measured(results: Results) -> Table:
 # ------------------------------------------------------------------------------------------------- their cells
 
 
-def _table(
+def make_table(
     results: Results,
     suite: str,
     title: str,
@@ -245,7 +248,9 @@ def _left_out(results: Results, suite: str) -> tuple[str, ...]:
     for backend in results.backends(suite, "state"):
         if not any(_took_part(results, suite, backend, statistic) for statistic in ("time", "peak memory")):
             states = (results.state(suite, shape, backend) for shape in results.shapes(suite))
-            reasons[backend] = next(note for note in states if note)
+            reason = next(note for note in states if note)
+            if short_state(reason) != "n/a":  # what it does not claim to do is no absence
+                reasons[backend] = reason
     absent = "; ".join(f"{backend} ({reason})" for backend, reason in reasons.items())
     skipped = "; ".join(f"{s.size} {s.words}" for s in results.shapes(suite) if not results.ours(suite, s))
     return (*((f"Without a column: {absent}.",) if absent else ()), *((f"Not reached: {skipped}.",) if skipped else ()))

@@ -85,7 +85,8 @@ def calls(which: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         if not isinstance(case, cases.Case):
             continue
         fields = (case.B, case.N, case.D, case.k, case.dtype, 0, case.B == case.N, False)
-        yield ("knn", fields, {}) if case.mode == "forward" else ("ldreg", fields, {"track": case.track})
+        given = {"track": case.track, "need_grad": case.mode != "lid", "estimator": cases.LID_ESTIMATOR}
+        yield {"forward": "knn", "lid": "lid"}.get(case.mode, "ldreg"), fields, given
 
 
 def problem(B: int, N: int, D: int, k: int, dtype: str, own: Any, same: bool, strided: bool) -> Any:
@@ -109,10 +110,10 @@ def launch_of(op: str, fields: tuple[Any, ...], given: dict[str, Any], capabilit
 
     from . import compiled
 
-    knn = triton_backend.knn
+    knn, estimator, need_grad = triton_backend.knn, given.get("estimator", "mom"), given.get("need_grad", True)
     functions: dict[str, Callable[[], object]] = {
         "knn": lambda: knn(problem(*fields)),
-        "lid": lambda: triton_backend.lid(problem(*fields), "mom", given["track"], given.get("need_grad", True)),
+        "lid": lambda: triton_backend.lid(problem(*fields), estimator, given["track"], need_grad),
         "ldreg": lambda: triton_backend.ldreg(problem(*fields), "mom", "l1", None, "mean", given["track"], True),
     }
     any_case = compiled.Case(8, 8, 8, 2, mode="knn")  # under its mocks, this call takes the place of `knn`

@@ -147,11 +147,15 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Only the GPU backends: three problems each, and what to report if one fails.")
+    ] = False,
+) -> None:
     """Report the environment and every backend, and run a small self-test."""
     from . import doctor as module
 
-    raise typer.Exit(module.main())
+    raise typer.Exit(module.main(gpu=gpu))
 
 
 def main() -> None:

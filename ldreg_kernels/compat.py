@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .kernels.contract import ESTIMATORS
 from .ops import validate
+from .ops.call import Call
 from .ops.knn import knn
 from .ops.lid import lid_function
 
@@ -91,5 +92,5 @@ def _published(
             f"k must be in [2, {y.shape[0] - 1}] for {y.shape[0]} reference rows, after the published clamp "
             f"to rows of data - 2, got {k}"
         )
-    lid = lid_function(x, y.detach(), k, estimator, None, None, True, "auto", "exact")
+    lid = lid_function(x, y.detach(), None, None, k, Call(estimator, drop_smallest=True))
     return (knn(x, y, k=k + 1).indices, lid) if get_idx else lid

@@ -3,7 +3,7 @@
 `report()` gathers, `render()` words it, `main()` prints and returns the exit code: 0 when the CPU backend and
 every other available one agree with the float64 reference, 1 otherwise. Needs torch alone, so that
 `python -m ldreg_kernels.doctor` works on a bare install. It measures no speed, and its self-test is a smoke
-test: the guarantees are tested in python_tests.
+test: the guarantees are tested in python_tests. With `--gpu` it runs the check of doctor_gpu.py instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import collect_env
 
 import ldreg_kernels as ldk
+from ldreg_kernels import doctor_gpu
 from ldreg_kernels.kernels import dispatch
 
 # The promises of precision="exact" for float32 inputs, as the worst error over the allowed one.
@@ -111,8 +112,10 @@ def render(result: DoctorReport) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Prints the report; returns the exit code."""
+def main(*, gpu: bool = False) -> int:
+    """Prints the report, or with `gpu` the answers of every GPU backend; returns the exit code."""
+    if gpu:
+        return doctor_gpu.check({**_environment(), "_cuda": _cuda_build()})
     result = report()
     print(render(result))
     return 0 if result.ok else 1
@@ -178,4 +181,4 @@ def _cuda_build() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(gpu=sys.argv[1:] == ["--gpu"]))

@@ -34,7 +34,7 @@ def state(case: Case, backend: str, note: str, suite: str = "headline") -> Row:
 
 
 def cpu_rows(published: float = 9.0, product: float = 2.0, faiss: float = 3.0) -> list[Row]:
-    """A headline with both CPU cases that goals are about; ratios are times over ours."""
+    """A headline with a loss and a search; ratios are times over ours."""
     return [
         *timed(TRAIN, "ldreg cpu", 218.0),
         *timed(TRAIN, "published", 218 * published, published),

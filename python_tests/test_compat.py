@@ -12,6 +12,7 @@ import tolerances
 import torch
 
 from ldreg_kernels import compat
+from ldreg_kernels.ops.call import Call
 from ldreg_kernels.ops.lid import lid_function
 
 FUNCTIONS = {"mom": compat.lid_mom_est, "mle": compat.lid_mle}
@@ -67,7 +68,7 @@ def test_dropping_the_smallest_on_every_backend(backend, B, N, D, k, estimator):
     data, reference = problem(B, N, D)
     k = min(k, data.shape[0] - 2)
     x, y = backend.put(data), backend.put(reference)
-    lid = lid_function(x, y, k, estimator, None, None, True, backend.name, "exact").cpu()
+    lid = lid_function(x, y, None, None, k, Call(estimator, drop_smallest=True, backend=backend.name)).cpu()
     expected, _ = published(data, reference, k, estimator)
     oracle.check_lid(lid.detach(), expected.detach(), backend.name, torch.float32)
     (gradient,) = torch.autograd.grad(lid.log().mean(), data)

@@ -56,7 +56,7 @@ def _knn_fake(
     return x.new_empty(x.shape[0], k, dtype=result_dtype(x)), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
 
-register(
+_knn_op = register(
     "knn(Tensor x, Tensor? y, int k, Tensor? self_map, int? self_offset, str backend, str precision) "
     "-> (Tensor, Tensor)",
     _knn,
@@ -103,4 +103,4 @@ def knn(
     k = validate.neighbours("k", k, 1, x, y, offset is not None or own is not None)
     backend, precision = validate.backend(backend), validate.precision(precision)
     y = None if y is None else y.detach()
-    return KNN(*torch.ops.ldreg.knn(x.detach(), y, k, own, offset, backend, precision))
+    return KNN(*_knn_op(x.detach(), y, k, own, offset, backend, precision))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels import dispatch
 from ..kernels.contract import ESTIMATORS, FORMS
 from . import validate
+from .call import Call, parse, text_of
 from .knn import make_problem, result_dtype
 from .registry import register
 from .row_gradient import scale_rows
@@ -34,64 +35,50 @@ class LDRegStats:
 def _ldreg(
     x: Tensor,
     y: Tensor | None,
-    k: int,
-    estimator: str,
-    form: str,
-    target: float | None,
-    reduction: str,
-    track_estimators: Sequence[str],
-    track_ks: Sequence[int],
     self_map: Tensor | None,
     self_offset: int | None,
-    need_grad: bool,
-    backend: str,
-    precision: str,
+    k: int,
+    target: float | None,
+    call: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    asked = parse(call)
     if x.shape[0] == 0:
-        shape = (0,) if reduction == "none" else ()
-        zeros = x.new_zeros(shape, dtype=result_dtype(x))
-        return (zeros, *_empty_rows(x, len(track_ks), need_grad))
-    track = tuple(zip(track_estimators, track_ks, strict=True))
-    problem = make_problem(x, y, k, self_map, self_offset, precision)
-    module = dispatch.resolve(backend, x.device, k=max([problem.k, *(size for _, size in track)]), columns=x.shape[1])
-    result = module.ldreg(problem, estimator, form, target, reduction, track, need_grad)
-    return tuple(result)
+        shape = (0,) if asked.reduction == "none" else ()
+        return (x.new_zeros(shape, dtype=result_dtype(x)), *_empty_rows(x, asked))
+    problem = make_problem(x, y, k, self_map, self_offset, asked.precision)
+    largest = max([k, *(size for _, size in asked.track)])
+    module = dispatch.resolve(asked.backend, x.device, k=largest, columns=x.shape[1])
+    modes = asked.estimator, asked.form, target, asked.reduction, asked.track, asked.gradient
+    return tuple(module.ldreg(problem, *modes))
 
 
 def _ldreg_fake(
     x: Tensor,
     y: Tensor | None,
-    k: int,
-    estimator: str,
-    form: str,
-    target: float | None,
-    reduction: str,
-    track_estimators: Sequence[str],
-    track_ks: Sequence[int],
     self_map: Tensor | None,
     self_offset: int | None,
-    need_grad: bool,
-    backend: str,
-    precision: str,
+    k: int,
+    target: float | None,
+    call: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    value = x.new_empty((x.shape[0],) if reduction == "none" else (), dtype=result_dtype(x))
-    return (value, *_empty_rows(x, len(track_ks), need_grad))
+    asked = parse(call)
+    value = x.new_empty((x.shape[0],) if asked.reduction == "none" else (), dtype=result_dtype(x))
+    return (value, *_empty_rows(x, asked))
 
 
-def _empty_rows(x: Tensor, tracked: int, need_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_rows(x: Tensor, asked: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, dtype = x.shape[0], result_dtype(x)
     return (
         x.new_empty(rows, dtype=dtype),
         x.new_empty(rows, dtype=dtype),
         x.new_empty(rows, dtype=torch.bool),
-        x.new_empty(tracked, rows, dtype=dtype),
-        x.new_empty(rows if need_grad else 0, x.shape[1], dtype=dtype),
+        x.new_empty(len(asked.track), rows, dtype=dtype),
+        x.new_empty(rows if asked.gradient else 0, x.shape[1], dtype=dtype),
     )
 
 
-register(
-    "ldreg(Tensor x, Tensor? y, int k, str estimator, str form, float? target, str reduction, str[] track_estimators, "
-    "int[] track_ks, Tensor? self_map, int? self_offset, bool need_grad, str backend, str precision) "
+_ldreg_op = register(
+    "ldreg(Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, float? target, str call) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _ldreg,
     _ldreg_fake,
@@ -102,21 +89,23 @@ class _LDReg(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        value, coeff, lid, degenerate, tracked, grad = torch.ops.ldreg.ldreg(x, *arguments)
+    def forward(ctx: Any, x: Tensor, with_stats: bool, backend: str, *arguments: Any) -> Any:
+        value, coeff, lid, degenerate, tracked, grad = _ldreg_op(x, *arguments)
         ctx.save_for_backward(coeff, grad)
-        ctx.backend = arguments[-2]
+        ctx.backend = backend
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
+        ctx.set_materialize_grads(False)  # or the engine makes zeros for the stats
+        if not with_stats:
+            return value
         ctx.mark_non_differentiable(lid, degenerate, tracked)
-        ctx.set_materialize_grads(False)  # or the engine makes zeros for these three
         return value, lid, degenerate, tracked
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 14
+            return (None,) * 9
         coeff, grad = ctx.saved_tensors
-        return (scale_rows(coeff * grad_value, grad, ctx.x, ctx.backend), *([None] * 13))
+        return (scale_rows(coeff * grad_value, grad, ctx.x, ctx.backend), *([None] * 8))
 
 
 def ldreg_loss(
@@ -173,22 +162,11 @@ def ldreg_loss(
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, leaves_self_out)
     pairs = validate.track(track, x, y, leaves_self_out)
     backend, precision = validate.backend(backend), validate.precision(precision)
-    value, lid, degenerate, tracked = _LDReg.apply(
-        x,
-        None if y is None else y.detach(),
-        k,
-        estimator,
-        form,
-        target,
-        reduction,
-        [name for name, _ in pairs],
-        [k for _, k in pairs],
-        own,
-        offset,
-        torch.is_grad_enabled() and x.requires_grad,
-        backend,
-        precision,
-    )
+    gradient = torch.is_grad_enabled() and x.requires_grad
+    call = Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision)
+    references = None if y is None else y.detach()
+    found = _LDReg.apply(x, return_stats, backend, references, own, offset, k, target, text_of(call))
     if not return_stats:
-        return value
+        return found
+    value, lid, degenerate, tracked = found
     return value, LDRegStats(lid, dict(zip(pairs, tracked.unbind(0), strict=True)), degenerate.sum())

@@ -15,49 +15,34 @@ from torch import Tensor
 from ..kernels import dispatch
 from ..kernels.contract import ESTIMATORS
 from . import validate
+from .call import Call, parse, text_of
 from .knn import make_problem, result_dtype
 from .registry import register
 from .row_gradient import scale_rows
 
 
 def _lid(
-    x: Tensor,
-    y: Tensor | None,
-    k: int,
-    estimator: str,
-    self_map: Tensor | None,
-    self_offset: int | None,
-    drop_smallest: bool,
-    need_grad: bool,
-    backend: str,
-    precision: str,
+    x: Tensor, y: Tensor | None, self_map: Tensor | None, self_offset: int | None, k: int, call: str
 ) -> tuple[Tensor, Tensor]:
     if x.shape[0] == 0:
-        return _lid_fake(x, y, k, estimator, self_map, self_offset, drop_smallest, need_grad, backend, precision)
-    problem = make_problem(x, y, k, self_map, self_offset, precision, drop_smallest)
-    result = dispatch.resolve(backend, x.device, k=problem.k, columns=x.shape[1]).lid(problem, estimator, (), need_grad)
+        return _lid_fake(x, y, self_map, self_offset, k, call)
+    asked = parse(call)
+    problem = make_problem(x, y, k, self_map, self_offset, asked.precision, asked.drop_smallest)
+    module = dispatch.resolve(asked.backend, x.device, k=k, columns=x.shape[1])
+    result = module.lid(problem, asked.estimator, (), asked.gradient)
     return result.lid, result.grad
 
 
 def _lid_fake(
-    x: Tensor,
-    y: Tensor | None,
-    k: int,
-    estimator: str,
-    self_map: Tensor | None,
-    self_offset: int | None,
-    drop_smallest: bool,
-    need_grad: bool,
-    backend: str,
-    precision: str,
+    x: Tensor, y: Tensor | None, self_map: Tensor | None, self_offset: int | None, k: int, call: str
 ) -> tuple[Tensor, Tensor]:
-    dtype = result_dtype(x)
-    return x.new_empty(x.shape[0], dtype=dtype), x.new_empty(x.shape[0] if need_grad else 0, x.shape[1], dtype=dtype)
+    rows, dtype = x.shape[0], result_dtype(x)
+    grad = x.new_empty(rows if parse(call).gradient else 0, x.shape[1], dtype=dtype)
+    return x.new_empty(rows, dtype=dtype), grad
 
 
-register(
-    "lid(Tensor x, Tensor? y, int k, str estimator, Tensor? self_map, int? self_offset, bool drop_smallest, "
-    "bool need_grad, str backend, str precision) -> (Tensor, Tensor)",
+_lid_op = register(
+    "lid(Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, str call) -> (Tensor, Tensor)",
     _lid,
     _lid_fake,
 )
@@ -67,9 +52,9 @@ class _Lid(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor | None, need_grad: bool, *arguments: Any) -> Tensor:
-        k, estimator, own, offset, drop_smallest, backend, precision = arguments
-        lid, grad = torch.ops.ldreg.lid(x, y, k, estimator, own, offset, drop_smallest, need_grad, backend, precision)
+    def forward(ctx: Any, x: Tensor, backend: str, *arguments: Any) -> Tensor:
+        lid: Tensor
+        lid, grad = _lid_op(x, *arguments)
         ctx.save_for_backward(lid, grad)
         ctx.backend = backend
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
@@ -81,23 +66,13 @@ class _Lid(torch.autograd.Function):
         # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
         # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
         scale = torch.where(lid > 0, lid * grad_lid, torch.ones_like(lid))
-        return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 9))
+        return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 6))
 
 
-def lid_function(
-    x: Tensor,
-    y: Tensor | None,
-    k: int,
-    estimator: str,
-    own: Tensor | None,
-    offset: int | None,
-    drop_smallest: bool,
-    backend: str,
-    precision: str,
-) -> Tensor:
+def lid_function(x: Tensor, y: Tensor | None, own: Tensor | None, offset: int | None, k: int, call: Call) -> Tensor:
     """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces."""
-    need_grad = torch.is_grad_enabled() and x.requires_grad
-    result: Tensor = _Lid.apply(x, y, need_grad, k, estimator, own, offset, drop_smallest, backend, precision)
+    call = call._replace(gradient=torch.is_grad_enabled() and x.requires_grad)
+    result: Tensor = _Lid.apply(x, call.backend, y, own, offset, k, text_of(call))
     return result
 
 
@@ -141,4 +116,4 @@ def lid(
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
     backend, precision = validate.backend(backend), validate.precision(precision)
     y = None if y is None else y.detach()
-    return lid_function(x, y, k, estimator, own, offset, False, backend, precision)
+    return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))

@@ -25,7 +25,7 @@ def _native_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.new_empty(grad.shape, dtype=dtype)
 
 
-register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
+_native_op = register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
 
 
 def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
@@ -43,7 +43,7 @@ def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
 
 def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     if grad.device.type == "cpu" and backend in ("auto", "cpu"):
-        scaled: Tensor = torch.ops.ldreg.scale_rows(scale, grad, dtype)
+        scaled: Tensor = _native_op(scale, grad, dtype)
         return scaled
     if dtype == grad.dtype:
         return grad * scale.unsqueeze(1)

@@ -25,7 +25,7 @@ def run(*arguments):
     ("arguments", "message"),
     [
         (["--device", "tpu"], "must be cpu or cuda"),
-        (["--suite", "headlines"], "must be one of headline, k, n, memory, train-step"),
+        (["--suite", "headlines"], "must be one of headline, k, n, memory, grid, train-step"),
         (["--contender", "annoy"], "is none of ldreg cpu"),
         (["--threads", "0"], "--threads"),
         (["--report", "--out", "/nowhere/at/all"], "holds no measurements"),
@@ -57,6 +57,29 @@ def test_lists_what_would_run():
 def test_a_whole_name_is_that_contender_alone():
     result = run("--device", "cpu", "--contender", "published", "--contender", "mm", "--list")
     assert result.output.rstrip().endswith("contenders: published, mm + topk + bag fp32, mm + topk + bag bf16")
+
+
+def test_the_grid_is_run_on_request_only():
+    listed = {
+        arguments: run("--device", "cpu", *arguments, "--list").output.split()
+        for arguments in ((), ("--suite", "grid"))
+    }
+    assert "grid" not in listed[()]
+    assert listed["--suite", "grid"][0] == "grid"
+    assert "rivals" in run("--device", "cuda", "--list").output.split()
+
+
+def test_a_quick_grid_gets_its_minutes(monkeypatch, tmp_path):
+    given = []
+
+    def measure(chosen, taking_part, options, out, *, quick):
+        given.append(options.seconds)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli, "_measure", measure)
+    for arguments in ([], ["--suite", "grid"], ["--suite", "grid", "--seconds", "7"]):
+        run("--device", "cpu", "--quick", *arguments, "--out", str(tmp_path))
+    assert given == [cli.QUICK.seconds, cli.QUICK.seconds + cli.GRID_SECONDS, 7]
 
 
 def test_a_short_run_leaves_rows_and_a_page(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """benchmarks/{cases,contenders,searches,gate}.py: everybody computes the same thing, and the gate sees who does not."""
 
+import sys
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import ldreg_kernels as ldk
-from benchmarks.cases import MODES, Case, suites
+from benchmarks.cases import MODES, RIVALS, Case, suites
 from benchmarks.contenders import CONTENDERS, Answer, _gather_gradient, contenders, named
 from benchmarks.gate import WrongAnswerError, check
 from benchmarks.searches import UnavailableError, _without_self
@@ -18,7 +20,9 @@ SHAPES = {
     "y is x": [replace(SQUARE, mode="forward"), SQUARE, LONG],
     "more references": [Case(64, 96, 24, 10, "forward"), Case(64, 96, 24, 10)],
     "bfloat16": [Case(96, 96, 24, 10, dtype="bfloat16")],
+    "LID only": [replace(SQUARE, mode="lid"), Case(64, 96, 24, 10, "lid")],
 }
+ERRORS = {"forward": {"recall"}, "lid": {"lid error"}}  # what the gate reports, by mode
 
 
 def answer_of(contender, case):
@@ -65,9 +69,29 @@ def test_suites_hold_the_shapes_of_the_goals():
     assert shapes >= named_shapes | {(131072, 131072, 512, 64)}
     for device in ("cpu", "cuda"):
         assert {c.k for c in suites(device)["k"]} == {16, 32, 64, 128, 512}
-        assert {c.mode for c in suites(device)["headline"]} == set(MODES)
+        assert {c.mode for c in suites(device)["headline"]} == set(MODES) - {"lid"}
     with pytest.raises(ValueError, match="device must be"):
         suites("tpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_grid_is_sixty_cases_whatever_the_effort(device):
+    grid = suites(device)["grid"]
+    assert len(set(grid)) == len(grid) == 60
+    assert suites(device, quick=True)["grid"] == grid
+    assert {c.mode for c in grid} == {"gradient", "tracked"}
+    assert {c.dtype for c in grid} == {"float32", "bfloat16"}
+    assert any(c.B < c.N for c in grid)
+
+
+def test_rivals_are_the_shapes_with_a_published_time():
+    assert suites("cuda")["rivals"] == suites("cuda", quick=True)["rivals"] == RIVALS
+    assert {(c.B, c.N, c.D, c.k, c.mode) for c in RIVALS} == {
+        *((16384, 100000, 128, k, "forward") for k in (4, 16, 32)),
+        (8192, 65536, 256, 16, "forward"),
+        (5000, 8192, 2048, 32, "forward"),
+        (20000, 20000, 1024, 20, "lid"),
+    }
 
 
 # ---------------------------------------------------------------- contenders
@@ -82,12 +106,12 @@ def test_everybody_gives_the_answer(contender, shape):
         x, y, answer = answer_of(contender, case)
         if not contender.checked:
             continue
-        if contender.name.endswith("bf16") and case.mode != "forward":
+        if contender.name.endswith("bf16") and case.mode not in ERRORS:
             with pytest.raises(WrongAnswerError, match="off by"):  # a bf16 product rounds distances away on a CPU
                 check(case, x, y, answer, exact=False)
             continue
         errors = check(case, x, y, answer, exact=contender.ours)
-        assert set(errors) == ({"recall"} if case.mode == "forward" else {"lid error", "gradient error"})
+        assert set(errors) == ERRORS.get(case.mode, {"lid error", "gradient error"})
 
 
 def test_names_are_unique_and_found():
@@ -98,11 +122,143 @@ def test_names_are_unique_and_found():
         named("annoy")
 
 
-@pytest.mark.parametrize("name", ["cuVS", "faiss gpu"])
-def test_a_missing_library_says_so(name, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, {"cuVS": "cuvs", "faiss gpu": "faiss"}[name], None)
+def test_the_grid_counts_libraries_and_the_simple_form():
+    rivals = {device: [c.name for c in contenders(device) if device in c.rival] for device in ("cpu", "cuda")}
+    assert rivals["cpu"] == ["mm + topk + bag fp32", "faiss", "scikit-learn"]
+    products = [f"mm + topk + bag {precision}" for precision in ("fp32", "tf32", "bf16")]
+    assert rivals["cuda"] == [*products, "faiss gpu", "cuVS", "flashlib"]
+    assert not any(c.ours and c.rival for c in CONTENDERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("cuVS", "cuvs"), ("faiss gpu", "faiss"), ("flashlib", "flashlib"), ("torchid", "torchid")],
+)
+def test_a_missing_library_says_so(name, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UnavailableError, match="missing"):
-        named(name).build(SQUARE)
+        named(name).build(replace(SQUARE, mode="lid"))
+
+
+# ---------------------------------------------------------------- libraries of a GPU: stand-ins of the same interface
+
+
+def nearest(x, y, k):
+    """Squared distances in float32 and indices of the k nearest, the row itself among them, in float64."""
+    found = torch.cdist(x.double(), y.double()).topk(k, largest=False)
+    return found.values.square().float(), found.indices
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Put a module with these attributes in a library's place, its packages included."""
+
+    def install(name, **attributes):
+        for i, _ in enumerate(parts := name.split("."), 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:i]), ModuleType(".".join(parts[:i])))
+        vars(sys.modules[name]).update(attributes)
+
+    return install
+
+
+def judged(contender, case):
+    x, y = case.inputs(0, CPU)
+    return check(case, x, y, contender.build(case)(x, y), exact=False)
+
+
+@pytest.fixture
+def seen():
+    """Dtypes and k of every call."""
+    return []
+
+
+@pytest.fixture
+def flashlib(pretend, seen):
+    def flash_knn(x, c, k, *, tol=None, backend=None, return_distances=True):
+        assert x.dim() == c.dim() == 2
+        seen.append((x.dtype, c.dtype, k))
+        squares, indices = nearest(x, c, k)
+        return squares, indices.int()
+
+    pretend("flashlib.primitives.knn", flash_knn=flash_knn)
+
+
+@pytest.fixture
+def faiss_gpu(pretend, seen):
+    def knn_gpu(res, xq, xb, k, D=None, I=None, metric=1, device=-1, use_cuvs=False):  # noqa: E741 (its names)
+        seen.append((xq.dtype, xb.dtype, k))
+        return nearest(xq, xb, k)
+
+    pretend("faiss.contrib.torch_utils")
+    vars(sys.modules["faiss"]).update(knn_gpu=knn_gpu, StandardGpuResources=object, DistanceDataType_BF16=2)
+
+
+@pytest.fixture
+def cuvs(pretend, seen, monkeypatch):
+    def build(dataset, metric="sqeuclidean", metric_arg=2.0, resources=None):
+        assert metric == "sqeuclidean"
+        assert resources == "stream 7"
+        return dataset
+
+    def search(index, queries, k, neighbors=None, distances=None, resources=None, prefilter=None):
+        seen.append((queries.dtype, index.dtype, k))
+        return nearest(queries, index, k)
+
+    pretend("cuvs.common", Resources=lambda stream: f"stream {stream}")
+    common = sys.modules["cuvs.common"]
+    pretend("cuvs.neighbors.brute_force", build=build, search=search)
+    monkeypatch.setitem(sys.modules, "cuvs.common", common)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+
+
+@pytest.mark.parametrize("shape", ["y is x", "more references", "LID only"])
+@pytest.mark.parametrize(("name", "library"), [("flashlib", "flashlib"), ("faiss gpu", "faiss_gpu"), ("cuVS", "cuvs")])
+def test_a_search_of_a_gpu_library_is_completed(name, library, shape, request, seen):
+    request.getfixturevalue(library)
+    for case in SHAPES[shape]:
+        assert set(judged(named(name), case)) == ERRORS.get(case.mode, {"lid error", "gradient error"})
+        assert seen.pop() == (torch.float32, torch.float32, case.k_max + 1)  # one more: the row finds itself
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "taken"),
+    [
+        ("flashlib", "flashlib", {"float16": torch.float16, "bfloat16": torch.bfloat16}),
+        ("faiss gpu", "faiss_gpu", {"float16": torch.float16, "bfloat16": torch.bfloat16}),
+        ("cuVS", "cuvs", {"float16": torch.float16, "bfloat16": torch.float32}),  # it has no bfloat16
+    ],
+)
+def test_half_precision_goes_in_as_the_library_takes_it(name, library, taken, request, seen):
+    request.getfixturevalue(library)
+    for dtype, given in taken.items():
+        judged(named(name), replace(SQUARE, mode="forward", dtype=dtype))
+        assert seen.pop()[:2] == (given, given)
+
+
+def test_an_old_faiss_gets_bfloat16_as_float32(faiss_gpu, seen):
+    del sys.modules["faiss"].DistanceDataType_BF16
+    judged(named("faiss gpu"), replace(SQUARE, mode="forward", dtype="bfloat16"))
+    assert seen.pop()[:2] == (torch.float32, torch.float32)
+
+
+@pytest.fixture
+def torchid(pretend):
+    class MLE:
+        def fit(self, X, y=None, *, n_neighbors=None, comb="mle"):
+            squares, _ = nearest(X, X, n_neighbors + 1)
+            d = squares.sqrt()[:, 1:]
+            self.dimension_pw_ = (n_neighbors - 1) / (d[:, -1:] / d[:, :-1]).log().sum(1)
+            self.dimension_ = float(1 / (1 / self.dimension_pw_).mean())
+            return self
+
+    pretend("torchid.estimators", MLE=MLE)
+
+
+def test_torchid_estimates_a_batch_and_does_nothing_else(torchid):
+    assert judged(named("torchid"), replace(SQUARE, mode="lid"))["lid error"] < 1e-4
+    for case in (SQUARE, replace(SQUARE, mode="forward"), Case(64, 96, 24, 10, "lid")):
+        with pytest.raises(UnavailableError, match="does not apply"):
+            named("torchid").build(case)
 
 
 def test_the_gathered_gradient_is_that_of_autograd():
@@ -186,6 +342,21 @@ def test_the_gate_refuses_a_wrong_loss(change, message):
     wrong = replace(answer, **{part: getattr(answer, part) * factor for part, factor in change.items()})
     with pytest.raises(WrongAnswerError, match=message):
         check(SQUARE, x, y, wrong, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda lid: lid * 1.2, "LID off"), (lambda lid: lid * torch.nan, "LID off"), (lambda lid: lid[1:], "no LID")],
+)
+def test_the_gate_refuses_wrong_lids(change, message):
+    case = replace(SQUARE, mode="lid")
+    x, y = case.inputs(0, CPU)
+    answer = named("ldreg cpu").build(case)(x, y)
+    check(case, x, y, answer, exact=True)
+    with pytest.raises(WrongAnswerError, match=message):
+        check(case, x, y, Answer(lid=change(answer.lid)), exact=False)
+    with pytest.raises(WrongAnswerError, match="the contract allows"):
+        check(case, x, y, Answer(lid=answer.lid * (1 + 5e-5)), exact=True)
 
 
 def test_the_gate_refuses_half_an_answer():

@@ -144,7 +144,9 @@ def test_the_first_plan(pretended) -> None:
 
 def test_the_second_plan(pretended) -> None:
     result = pretended("second")
-    assert steps(result) == [*("build", "answers-cuda", "racecheck-cuda", "initcheck-cuda", "bench", "tests-triton")]
+    assert steps(result) == [
+        *("build", "answers-cuda", "racecheck-cuda", "initcheck-cuda", "host", "bench", "tests-triton")
+    ]
 
 
 def test_a_backend_alone(pretended) -> None:

@@ -202,6 +202,15 @@ def test_a_run_leaves_every_row(session):
     assert not session.wrong
 
 
+def test_in_the_grid_only_rivals_take_part(session):
+    session.contenders = [named(name) for name in ("ldreg cpu", "cdist + topk", "mm + topk + bag fp32", "torch.mm")]
+    session.workers["mm + topk + bag fp32"] = session._worker("mm + topk + bag fp32")
+    session.measure("grid", [CASE])
+    rows = by_key([record.row for record in session.file.read()])
+    assert {backend for _, backend, statistic in rows if statistic == "time"} == {"ldreg cpu", "mm + topk + bag fp32"}
+    assert rows["grid", "mm + topk + bag fp32", "ratio"].value > 0
+
+
 def test_floors_follow_from_the_rates(session):
     session.measure_rates()
     session.measure("headline", [CASE])

@@ -12,6 +12,7 @@ import torch
 
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels.contract import ESTIMATORS
+from ldreg_kernels.ops.call import Call, parse, text_of
 
 
 def lid(backend, x, y=None, **options):
@@ -66,26 +67,25 @@ def test_gradcheck_loss(backend, form, target, reduction):
 
 def flat_arguments(backend, x, y, own, offset, need_grad):
     """Arguments of the three registered ops, as their schemas have them."""
+    modes = {"gradient": need_grad, "backend": backend.name}
+    loss = Call("hill", "target", "none", (("mle", 4), ("mom", 9)), **modes)
     return {
         "knn": (x, y, 6, own, offset, backend.name, "exact"),
-        "lid": (x, y, 6, "mom", own, offset, False, need_grad, backend.name, "exact"),
-        "ldreg": (
-            x,
-            y,
-            6,
-            "hill",
-            "target",
-            3.0,
-            "none",
-            ["mle", "mom"],
-            [4, 9],
-            own,
-            offset,
-            need_grad,
-            backend.name,
-            "exact",
-        ),
+        "lid": (x, y, own, offset, 6, text_of(Call("mom", **modes))),
+        "ldreg": (x, y, own, offset, 6, 3.0, text_of(loss)),
     }
+
+
+def test_a_call_is_its_text():
+    for call in (
+        Call("mom"),
+        Call("mle", drop_smallest=True, gradient=True),
+        Call("hill", "target", "none", (("mle", 4), ("mom", 9)), True, backend="cpu", precision="fast"),
+    ):
+        assert parse(text_of(call)) == call
+    for text in ("", "estimator=mom", text_of(Call("mom")).replace("gradient=0", "gradient=no"), "estimator"):
+        with pytest.raises(ValueError, match="call must be a text such as 'estimator=mom"):
+            parse(text)
 
 
 @pytest.mark.parametrize("op", ["knn", "lid", "ldreg"])
