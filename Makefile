@@ -29,7 +29,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck benchmarks/gpu_gate.sh
+	$(BIN)/shellcheck benchmarks/*.sh
 
 bench: build $(VENV)/.installed-bench
 	$(BIN)/ldreg bench --quick

@@ -16,7 +16,10 @@
     compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed
     compiled_cuda.py what the CUDA C++ kernels were compiled to, from the built module; no GPU needed
     bench_*.py       the small cases through pytest-benchmark: pytest benchmarks/
-    gpu_gate.sh      build, GPU tests, compute-sanitizer on the shapes of sanitize.py, benchmarks; page by summary.py
+    gpu_gate.sh      build, GPU tests, compute-sanitizer on the shapes of sanitize.py, benchmarks: summary.py looks at
+                     the machine, gpu_pytest.py is in its pytest, gate_page.py judges
+    gpu_bundle.sh    what the gate needs, built elsewhere: gpu_bundle.py checks it there, triton_cache.py is its half
+                     for Triton
 
 Nothing here is imported by the package, and nothing here is installed with it.
 """

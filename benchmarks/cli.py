@@ -39,7 +39,7 @@ def bench(
         ),
     ] = None,
     contender: Annotated[
-        list[str] | None, typer.Option(help="Only contenders whose name begins like this; repeatable.")
+        list[str] | None, typer.Option(help="Only this contender, or all whose name begins so; repeatable.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of every contender; default: all.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of every contender; default 7, quick 3.")] = None,
@@ -148,7 +148,9 @@ def _contenders(device: str, wanted: list[str] | None) -> tuple[Contender, ...]:
         if not any(c.name.startswith(name) for c in everyone):
             names = ", ".join(c.name for c in everyone)
             raise typer.BadParameter(f"{name!r} is none of {names}", param_hint="--contender")
-    return tuple(c for c in everyone if not wanted or c.name.startswith(tuple(wanted)))
+    whole = {c.name for c in everyone}  # "published" is that one, and not "published compiled" as well
+    begins = tuple(name for name in wanted or () if name not in whole)
+    return tuple(c for c in everyone if not wanted or c.name in wanted or (begins and c.name.startswith(begins)))
 
 
 def _list(chosen: dict[str, tuple[Case, ...]], taking_part: tuple[Contender, ...]) -> None:

