@@ -99,8 +99,8 @@ class Entry:
 
 ANY = 1 << 62
 # First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too. On
-# Blackwell the wide one spills: its sums come from tensor memory all at once. On Ampere the square one spills in a slab's
-# kernel, by a few bytes.
+# Blackwell the wide one spills: its sums come from tensor memory all at once. On Ampere the square one spills
+# a few bytes where the keys go to a slab.
 TABLE = (
     # Consumer Blackwell has the shared memory of its Ampere.
     Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
