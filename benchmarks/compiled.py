@@ -1,6 +1,6 @@
 """What the Triton kernels compile to: every shipped configuration, compiled ahead of time. Needs Triton, but no GPU.
 
-    python -m benchmarks.compiled [--write [CSV]] [--capability 90] [--jobs 2]
+    python -m benchmarks.compiled [--write [CSV]] [--capability 90] [--few] [--jobs 2]
 
 For GPUs of compute capability 8.0, 9.0 and 10.0, the public backend is called on tensors without memory; the launch it
 ends in is recorded and handed to Triton's compiler as Triton itself would at the first call: types, divisibility by 16,
@@ -11,7 +11,8 @@ and not a copy of them. Requirements:
     and that asynchronously
 
 CASES are reported, in results/triton_kernels.csv with --write. ODD are only checked, and may spill: problems with sizes
-and strides of 1, or divisible by nothing. Exit code 1 if a requirement fails. Nothing is timed, and nothing is run.
+and strides of 1, or divisible by nothing. FEW do for another version of Triton. Exit code 1 if a requirement fails.
+Nothing is timed, and nothing is run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import importlib.metadata
 import io
 import multiprocessing
 import os
@@ -71,6 +71,7 @@ CASES = (
     Case(512, 512, 512, 64),  # every pair
     Case(512, 512, 512, 64, "float64"),
 )
+FEW = (CASES[0], CASES[1], CASES[6], CASES[7])  # one of each kind: slab, lists, every pair, float64
 ODD = (
     Case(1, 1 << 20, 256, 1, own="none", mode="knn"),  # B, k
     Case(16384, 16384, 1, 20),  # D and both strides
@@ -143,10 +144,12 @@ def launch_of(case: Case, capability: int) -> Recorder:
     names = ("ldreg_fused_tiles", "ldreg_fused_direct")
     recorders: dict[str, Any] = {name: Recorder(getattr(triton_launch, name)) for name in names}
     gpu: dict[str, Any] = {
+        "current_device": lambda: -1,
         "get_device_capability": lambda *_: divmod(capability, 10),
         "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=PROGRAMS),
         "is_current_stream_capturing": lambda: True,  # no state is kept for the next launch
     }
+    triton_backend.forget()
     with (
         mock.patch.multiple("torch.cuda", **gpu),
         mock.patch.multiple(triton_launch, **recorders),
@@ -156,6 +159,7 @@ def launch_of(case: Case, capability: int) -> Recorder:
             triton_backend.knn(problem_of(case))
         else:
             triton_backend.ldreg(problem_of(case), "mom", "l1", None, "mean", (("mle", 32),), True)
+    triton_backend.forget()
     (launched,) = (r for r in recorders.values() if r.arguments is not None)
     return launched
 
@@ -179,29 +183,47 @@ def problem_of(case: Case) -> Any:
 # ------------------------------------------------------------------------------------------------- compiling
 
 
-def compiled(launch: Recorder, capability: int) -> tuple[Any, str]:
-    """What Triton's JIT compiles at this launch, and what ptxas said."""
-    import triton
+def specialised(launch: Recorder, capability: int) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """(backend, arguments by name, what Triton's JIT makes constants or assumes of each, options)."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
+    from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
     assert launch.arguments is not None
     assert launch.options is not None
-    kernel, target = launch.kernel, GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, given = bind(*launch.arguments, **launch.options)
+    backend = make_backend(GPUTarget("cuda", capability, 32))
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    return backend, *bind(*launch.arguments, **launch.options)
+
+
+def kernel_of(case: Case, capability: int) -> str:
+    """What tells this call's kernel from others: calls with the same are served by one."""
+    launch = launch_of(case, capability)
+    _, _, specialization, options = specialised(launch, capability)
+    return f"{launch.kernel.fn.__name__} {specialization} {options}"
+
+
+def compiled(launch: Recorder, capability: int) -> tuple[Any, str]:
+    """What Triton's JIT compiles at this launch, and what ptxas said."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = launch.kernel
+    backend, bound, specialization, given = specialised(launch, capability)
     options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialization, given)
     source = ASTSource(kernel, signature, constants, attributes)
     triton.knobs.compilation.always_compile = True  # nothing is said about what comes from a cache
     triton.knobs.nvidia.dump_ptxas_log = True
+    target = GPUTarget("cuda", capability, 32)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         return triton.compile(source, target=target, options=options.__dict__), said.getvalue()
 
 
 def row_of(case: Case, capability: int) -> Row:
     """Compile one case and read off the figures."""
+    import triton
+
     launch = launch_of(case, capability)
     assert launch.arguments is not None
     setup = launch.arguments[-1]
@@ -225,7 +247,7 @@ def row_of(case: Case, capability: int) -> Row:
         shared_bytes=binary.metadata.shared,
         shared_limit=SHARED_LIMIT[capability],
         matrix=", ".join(matrix + [SERIALIZED] * (SERIALIZED in said)) or "none",
-        triton=importlib.metadata.version("triton"),
+        triton=triton.__version__,
     )
 
 
@@ -280,6 +302,7 @@ def cache_folder() -> Iterator[None]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.partition("\n")[0])
     parser.add_argument("--capability", type=int, choices=CAPABILITIES, help="only this one")
+    parser.add_argument("--few", action="store_true", help="one case of each kind")
     parser.add_argument("--jobs", type=int, default=2, help="kernels compiled at once (default: 2)")
     parser.add_argument("--write", type=Path, nargs="?", const=RESULTS, metavar="CSV", help=f"default: {RESULTS.name}")
     return parser.parse_args()
@@ -292,8 +315,8 @@ def main() -> int:
         print("TRITON_INTERPRET is set: there is nothing to compile in the interpreter", file=sys.stderr)
         return 2
     chosen = [options.capability] if options.capability else CAPABILITIES
-    work = [(case, capability) for capability in chosen for case in CASES]
-    work += [(case, ODD_CAPABILITY) for case in ODD if ODD_CAPABILITY in chosen]
+    work = [(case, capability) for capability in chosen for case in (FEW if options.few else CASES)]
+    work += [(case, ODD_CAPABILITY) for case in ODD if ODD_CAPABILITY in chosen and not options.few]
     faults, rows = 0, []
     with cache_folder(), ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         outcomes = pool.map(attempt, *zip(*work, strict=True))

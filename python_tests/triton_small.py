@@ -6,14 +6,21 @@ A problem that the interpreter can do then has several tiles, panels and steps. 
 
 from __future__ import annotations
 
+import contextlib
+
 import cases
 import oracle
 import pytest
 import tolerances
 import torch
+import triton_blocks
 from conftest import Backend
+from triton_blocks import WAYS
 
 from ldreg_kernels.kernels import triton_backend
+
+with contextlib.suppress(ImportError):  # without Triton every test here is skipped
+    from ldreg_kernels.kernels import triton_plan
 
 MISSING = triton_backend.unavailable_reason()
 DEVICE = triton_backend.device_types()[0]
@@ -24,45 +31,44 @@ MARKS = [  # of every file that uses this one
     *([pytest.mark.gpu] if DEVICE == "cuda" else []),
 ]
 
-SMALL = (
-    {"tile_b": 16, "tile_n": 32, "tile_d": 16, "direct_b": 16, "direct_n": 32, "direct_d": 16}
-    | {"pack_rows": 16, "pack_d": 32, "centre_d": 16, "rows": 16, "row_d": 32, "together": 8, "sort": 64}
-    | {"select_rows": 16, "select": 64, "slab_block": 64, "list_block": 64, "loss_block": 16, "words": 1 << 12}
+SMALL, WIDE = (
+    (triton_blocks.SMALL, triton_blocks.WIDE)
+    if DEVICE == "cpu"
+    else (triton_blocks.SMALL_ON_GPU, triton_blocks.WIDE_ON_GPU)
 )
-WIDE = (  # a hundred rows at a time: five times faster in the interpreter, for tests that are about the data
-    {"tile_b": 128, "tile_n": 64, "tile_d": 64, "direct_b": 32, "direct_n": 64, "direct_d": 32}
-    | {"pack_rows": 128, "pack_d": 64, "centre_d": 64, "rows": 128, "row_d": 64, "together": 16}
-    | {"select_rows": 128, "select": 128, "slab_block": 128, "loss_block": 128, "words": 1 << 16}
-)
-# Every pair; keys of all references in a slab; candidates appended to lists, step by step
-WAYS = {
-    "direct": {"path": "direct"},
-    "slab": {"path": "tiles", "append": False},
-    "lists": {"path": "tiles", "append": True},
-}
 TILES = ["slab", "lists"]
 
 
 class Small:
-    """The plans of the calls so far, each with small blocks and whatever else the test asked for."""
+    """Small blocks for the calls to come, and whatever else the test asks for; plan and memory of the last call."""
 
     def __init__(self) -> None:
-        self.plans: list = []
         self.blocks: dict = {}
         self.programs = 1
         self.fused = False
+        self.plan: triton_plan.Plan
+        self.memory: tuple[torch.Tensor, torch.Tensor]
 
     def __call__(self, way: str, programs: int = 1, fused: bool = False, **blocks) -> None:
         self.blocks = {**SMALL, **WAYS[way], **blocks}
         self.programs, self.fused = programs, fused
+        triton_backend.forget()
 
     @property
-    def plan(self):
-        return self.plans[-1]
+    def state(self) -> torch.Tensor:
+        return self.memory[1]
+
+    @property
+    def space(self):
+        return triton_plan.views(self.plan.space, self.memory[0])
+
+    @property
+    def lists(self):
+        return triton_plan.views(self.plan.lists, self.memory[0])
 
     def failed(self) -> int:
         """Rows of the last call that every pair was computed for, because their candidates did not do."""
-        return int(self.plan.s.state[3])
+        return int(self.state[3])
 
 
 def check(x, y=None, *, k, estimator="mom", self_index=None):

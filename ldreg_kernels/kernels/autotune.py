@@ -19,6 +19,7 @@ from typing import Any
 
 from .tuning import Blocks, Shape, choose, choose_path, power_of_two, sizes
 
+_kept = 0  # how many searches of this process are through
 _FIELDS = {field.name for field in fields(Blocks)}
 
 
@@ -28,6 +29,11 @@ def asked_for() -> bool:
     if value not in ("0", "1"):
         raise ValueError(f"LDREG_AUTOTUNE must be 0 or 1, got {value!r}")
     return value == "1"
+
+
+def settings() -> tuple[str | None, str | None, int]:
+    """What `found` and `asked_for` depend on besides the problem: the environment, and what this process has kept."""
+    return os.environ.get("LDREG_AUTOTUNE"), os.environ.get("LDREG_TUNING_FILE"), _kept
 
 
 def tuning_file() -> Path:
@@ -94,6 +100,7 @@ def search(shape: Shape, seconds: Callable[[Blocks], float]) -> Blocks:
 
 def _keep(shape: Shape, blocks: Blocks) -> None:
     """Read again, add, and put in place at once: other processes do the same."""
+    global _kept
     path = tuning_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     _read.cache_clear()
@@ -102,3 +109,4 @@ def _keep(shape: Shape, blocks: Blocks) -> None:
         json.dump(entries, file, indent=1, sort_keys=True)
     os.replace(file.name, path)
     _read.cache_clear()
+    _kept += 1

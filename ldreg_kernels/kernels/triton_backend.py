@@ -7,14 +7,15 @@ on CPU tensors: slow, and meant for tests. What is computed and how: triton_fuse
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import autotune, single_launch, tuning
-from .contract import KnnResult, LdregResult, LidResult, Problem, Track
+from .contract import KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
 from .single_launch import Outputs, Request
 
 _launch: ModuleType | None
@@ -56,48 +57,84 @@ def _no_device() -> str | None:
 
 @cache
 def _capability(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device if device >= 0 else None)
     return 10 * major + minor
 
 
 @cache
 def _programs(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(device if device >= 0 else None).multi_processor_count
 
 
-def _run(problem: Problem, request: Request, outputs: Outputs, goal: float) -> None:
+_plans: dict[Any, Any] = {}
+MOST_PLANS = 4096  # a plan is a few kilobytes
+
+
+def forget() -> None:
+    """Know nothing of plans and devices: for tests and tools that pretend other ones."""
+    _plans.clear()
+    for known in (_no_device, _capability, _programs):
+        known.cache_clear()
+
+
+def _run(problem: Problem, request: Request, out: Outputs, goal: float) -> None:
+    """Launch with the plan of calls like this one."""
     assert _launch is not None
-    modes: dict[str, Any] = {"knn": True} if request.knn else {**request._asdict(), "goal": goal}
-    k, wanted = request.k, request.wanted
-    out = {name: t for name, t in outputs._asdict().items() if t is not None}
-    if not request.knn:
-        for name in ("k", "wanted"):
-            del modes[name]
-        modes["track"] = tuple(number for pair in request.track for number in pair)  # the kernels are compiled for it
-        out["degenerate"] = out["degenerate"].view(torch.uint8)
-    x = problem.x
-    if wanted > LARGEST_K:
-        raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {wanted}")
-    if not interpreting() and _capability(x.device.index) < OLDEST:
+    x = unit_columns(problem.x)
+    y = x if problem.symmetric else unit_columns(problem.y)
+    own = problem.self_index
+    own_map = own.contiguous() if isinstance(own, Tensor) else x
+    with _launch.on_device(x):
+        # All that a plan and its kernel depend on.
+        key = (
+            *(x.shape, x.stride(0), y.shape[0], y.stride(0), x.dtype, x.get_device(), request),
+            *(problem.symmetric, own.__class__, problem.precision, problem.drop_smallest),
+            *(x.data_ptr() % 16, y.data_ptr() % 16, own_map.data_ptr() % 16),
+            *(os.environ.get("LDREG_TRITON_STAGED"), autotune.settings()),
+        )
+        call = _launch.Call(x, y, own_map, own if isinstance(own, int) else 0, goal, out)
+        plan = _plans.get(key)
+        if plan is None:
+            if len(_plans) >= MOST_PLANS:
+                _plans.clear()
+            plan = _plans[key] = _plan(problem, request, call)
+        _launch.run(plan, call)
+
+
+def _plan(problem: Problem, request: Request, call: Any) -> Any:
+    """The plan with the blocks that the table says or a search found, searching if LDREG_AUTOTUNE asks for it."""
+    assert _launch is not None
+    if request.wanted > LARGEST_K:
+        raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {request.wanted}")
+    x, y, own = call.x, call.y, problem.self_index
+    device = x.get_device()
+    capability = 0 if interpreting() else _capability(device)
+    if not interpreting() and capability < OLDEST:
         raise RuntimeError(f"backend 'triton' needs compute capability {OLDEST / 10} or newer, {x.device} has less")
-    wanted += int(problem.drop_smallest)
-    nothing = x  # a pointer that is not used
-    output = _launch.Output(**{name: out.get(name, nothing) for name in _launch.Output._fields})
-    fused = not interpreting() and not _staged()
-    programs = 1 if interpreting() else _programs(x.device.index)
-    asked = _launch.Request(k, wanted, modes)
-
-    def plan(blocks: tuning.Blocks) -> object:
-        return _launch.plan(problem, asked, output, blocks, programs, fused)
-
-    with _launch.on_device(x.device):
-        shape = _launch.shape_of(problem, wanted)
-        blocks = autotune.found(shape) or tuning.choose(shape)
-        if not interpreting() and autotune.asked_for() and autotune.found(shape) is None:
-            if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("LDREG_AUTOTUNE cannot time kernels while a CUDA graph is captured; run once before")
-            blocks = autotune.search(shape, lambda blocks: _launch.seconds(plan(blocks)))
-        _launch.run(plan(blocks))
+    wanted = request.wanted + int(problem.drop_smallest)
+    dtype = str(x.dtype).removeprefix("torch.")
+    shape = tuning.Shape(x.shape[0], y.shape[0], x.shape[1], wanted, dtype, capability)
+    plan_with = partial(
+        _launch.plan,
+        shape,
+        programs=1 if interpreting() else _programs(device),
+        k=request.k,
+        strides=(x.stride(0), y.stride(0)),
+        fused=not interpreting() and not _staged(),
+        same=problem.symmetric,
+        self_kind=(_launch.NONE if own is None else _launch.OFFSET if isinstance(own, int) else _launch.MAP).value,
+        exact=problem.precision == "exact",
+        drop=int(problem.drop_smallest),
+        track=tuple(number for pair in request.track for number in pair),
+        **{name: getattr(request, name) for name in ("knn", "estimator", "gradient", "loss", "form", "reduction")},
+    )
+    blocks = autotune.found(shape)
+    if blocks is None and autotune.asked_for() and not interpreting():
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("LDREG_AUTOTUNE cannot time kernels while a CUDA graph is captured; run once before")
+        seconds = _launch.seconds
+        blocks = autotune.search(shape, lambda blocks: seconds(plan_with(blocks), call))
+    return plan_with(blocks or tuning.choose(shape))
 
 
 def _staged() -> bool:

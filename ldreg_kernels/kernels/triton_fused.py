@@ -3,7 +3,7 @@
     direct   scan | every pair | rows ... | loss                        small problems, k near N, float64
     tiles    centre | pack | tiles | threshold | tiles | ... | rows | every pair of the rows that failed | loss
 
-A panel is as many queries as the workspace holds. triton_launch.py runs the same stages in the same order as launches
+A panel is as many queries as the workspace holds. triton_staged.py runs the same stages in the same order as launches
 of their own, for debugging and for the interpreter, which cannot make programs meet; the two have to stay in step.
 """
 
@@ -14,10 +14,10 @@ import triton.language as tl
 
 from .triton_direct import ldreg_direct
 from .triton_knn import ldreg_neighbours
-from .triton_language import FAILED, leave, meet
+from .triton_language import FAILED, NUMBERS, Problem, leave, meet
 from .triton_lid import ldreg_estimates, ldreg_loss
 from .triton_operands import ldreg_centre, ldreg_pack, ldreg_scan
-from .triton_tiles import ldreg_open, ldreg_threshold, ldreg_tiles
+from .triton_tiles import Lists, ldreg_open, ldreg_threshold, ldreg_tiles
 
 
 @triton.jit
@@ -28,9 +28,10 @@ def _rows(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: tl.constexp
         ldreg_estimates(p, s, a, c, o, k, first, last, LISTED, SLAB, C)
 
 
-@triton.jit
-def ldreg_fused_direct(p, s, o, k, panel, C: tl.constexpr):
+@triton.jit(do_not_specialize=NUMBERS)
+def ldreg_fused_direct(m, s, o, B, offset, wanted, k, goal: tl.float64, panel, C: tl.constexpr):
     """Exact distances of every pair, `panel` queries at a time."""
+    p = Problem(m.x, m.x_stride, B, m.y, m.y_stride, m.N, m.D, m.own, offset, wanted)
     ldreg_scan(p, s, C)
     met = meet(s.state, 0, C)
     for first in range(0, p.B, panel):
@@ -40,17 +41,22 @@ def ldreg_fused_direct(p, s, o, k, panel, C: tl.constexpr):
         _rows(p, s, None, None, o, k, first, last, False, True, C)
         met = meet(s.state, met, C)
     if C.loss:
-        ldreg_loss(p, o, C)
+        ldreg_loss(p, o, goal, C)
     leave(s.state)
 
 
-@triton.jit
-def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: tl.constexpr):
+@triton.jit(do_not_specialize=NUMBERS)
+def ldreg_fused_tiles(
+    m, s, a, c, o, B, offset, wanted, k, goal: tl.float64, stride, back, panel, first_step, chunk, fallback,
+    C: tl.constexpr
+):  # fmt: skip
     """Candidates from tensor-core tiles, `panel` queries at a time; then exact distances of these alone.
 
     If C.append, references come in steps that double from `first_step` up to `chunk`; else all in one. `fallback`
     queries fit the slab with all pairs.
     """
+    p = Problem(m.x, m.x_stride, B, m.y, m.y_stride, m.N, m.D, m.own, offset, wanted)
+    c = Lists(c.key, c.position, c.count, c.reach, c.limit, c.gamma, c.own, stride, back)
     ldreg_centre(p, a, C)
     met = meet(s.state, 0, C)
     if C.once:
@@ -86,5 +92,5 @@ def ldreg_fused_tiles(p, s, a, c, o, k, panel, first_step, chunk, fallback, C: t
         _rows(p, s, a, c, o, k, first_failed, last_failed, True, True, C)
         met = meet(s.state, met, C)
     if C.loss:
-        ldreg_loss(p, o, C)
+        ldreg_loss(p, o, goal, C)
     leave(s.state)

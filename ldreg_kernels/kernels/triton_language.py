@@ -1,8 +1,8 @@
 """What every Triton stage is written with: argument groups, the grid barrier, units, and the k-th smallest of a row.
 
-A stage is a @triton.jit function over all programs of the grid. It can be launched by itself, or be called by the fused
-kernels (triton_fused.py), which run one stage after another in one launch with `meet` between them. Stages pass data
-through memory only, so both ways are to give the same bits (test_triton_launch.py, test_gpu.py). Their arguments
+A stage is a @triton.jit function over all programs of the grid. It is launched by itself (triton_staged.py), or called
+by the fused kernels (triton_fused.py), which run one stage after another in one launch with `meet` between them. Stages
+pass data through memory only, so both ways are to give the same bits (test_triton_launch.py, test_gpu.py). Arguments
 are p, the Problem; s, the Space; a and c, Operands and Lists of the tiles; o, the Output; and C, a Setup (tuning.py):
 all that a kernel is compiled for.
 
@@ -30,6 +30,26 @@ STATE_WORDS = 8
 TERMS = tl.constexpr(8)  # numbers of a row in Space.terms
 
 NONE, OFFSET, MAP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # how a query finds itself among the references
+
+
+class Matrices(NamedTuple):
+    """The part of a Problem that kernels are compiled for: what is aligned, what 16 divides, what is 1."""
+
+    x: Any
+    x_stride: Any
+    y: Any
+    y_stride: Any
+    N: Any
+    D: Any
+    own: Any
+
+
+# Numbers that vary from call to call, the last batch's B above all. A number in a tuple is always specialised, so the
+# kernels that are launched take them one by one, and put the tuples together.
+NUMBERS = (
+    *("B", "offset", "wanted", "k", "goal", "stride", "back"),
+    *("panel", "panel_end", "first", "last", "base", "first_step", "chunk", "fallback"),
+)
 
 
 class Problem(NamedTuple):
@@ -86,7 +106,7 @@ def meet(state_ptr, met, C: tl.constexpr):
         open_at = (met + 1) * tl.num_programs(0)
         arrived = tl.atomic_add(state_ptr + MET, 1, sem="acq_rel", scope="gpu") + 1
         while arrived < open_at:
-            arrived = tl.atomic_add(state_ptr + MET, 0, sem="acq_rel", scope="gpu")
+            arrived = tl.atomic_add(state_ptr + MET, 0, sem="acquire", scope="gpu")  # a load, and no old L1 after it
         tl.debug_barrier()
     return met + 1
 

@@ -43,15 +43,10 @@ class Output(NamedTuple):
 # ------------------------------------------------------------------------------------------------- estimators
 
 
-@triton.jit
-def near_power(ESTIMATOR: tl.constexpr):
+@triton.constexpr_function  # what a jit function returns is no constant to Triton 3.6
+def near_power(estimator: int) -> int:
     """p if c_j of the nearer neighbours is one number over d_j^p; 0 if it is not."""
-    if ESTIMATOR == MOM or ESTIMATOR == AMSALEG:
-        return 1
-    elif ESTIMATOR == HILL or ESTIMATOR == UNBIASED:
-        return 2
-    else:
-        return 0
+    return {"mom": 1, "mom_amsaleg": 1, "hill": 2, "hill_unbiased": 2}.get(ESTIMATORS[estimator], 0)
 
 
 @triton.jit
@@ -273,12 +268,12 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
 
 
 @triton.jit
-def _loss_row(lid, degenerate, C: tl.constexpr):
+def _loss_row(lid, degenerate, goal, C: tl.constexpr):
     """(value, its derivative by ln LID) of every row; 0 for degenerate ones."""
     FORM: tl.constexpr = C.form
     v = tl.log(tl.where(degenerate, 1.0, lid))
     if FORM == TARGET:
-        v = v - C.goal
+        v = v - goal
     sign = tl.where(v > 0, 1.0, tl.where(v < 0, -1.0, v))  # NaN stays NaN
     if FORM == L1_ABS:
         value, slope = -tl.abs(v), -sign
@@ -294,8 +289,8 @@ def _loss_row(lid, degenerate, C: tl.constexpr):
 
 
 @triton.jit
-def ldreg_loss(p, o, C: tl.constexpr):
-    """The loss and d loss / d ln LID of every row.
+def ldreg_loss(p, o, goal, C: tl.constexpr):
+    """The loss and d loss / d ln LID of every row; goal: ln of the target LID.
 
     Every program adds all rows up, in one order, and writes the coefficients of its own share: B numbers are read
     faster than the grid meets.
@@ -310,7 +305,7 @@ def ldreg_loss(p, o, C: tl.constexpr):
         inside = first + i < p.B
         lid = tl.load(o.lid + first + i, mask=inside, other=1.0).to(tl.float64)
         degenerate = tl.load(o.degenerate + first + i, mask=inside, other=1) > 0
-        value, _ = _loss_row(lid, degenerate, C)
+        value, _ = _loss_row(lid, degenerate, goal, C)
         total += value
         count += (degenerate == 0).to(tl.int32)
     loss, n = tl.sum(total, 0), tl.maximum(tl.sum(count, 0), 1).to(tl.float64)
@@ -330,7 +325,7 @@ def ldreg_loss(p, o, C: tl.constexpr):
         inside = row < p.B
         lid = tl.load(o.lid + row, mask=inside, other=1.0).to(tl.float64)
         degenerate = tl.load(o.degenerate + row, mask=inside, other=1) > 0
-        value, slope = _loss_row(lid, degenerate, C)
+        value, slope = _loss_row(lid, degenerate, goal, C)
         if REDUCTION == PER_ROW:
             tl.store(o.value + row, value.to(WORK), mask=inside)
         tl.store(o.coeff + row, tl.where(degenerate, 0.0, slope * share).to(WORK), mask=inside)

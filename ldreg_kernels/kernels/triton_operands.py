@@ -37,7 +37,12 @@ class Operands(NamedTuple):
     y: Any  # [chunk, columns] float16
     y_norm: Any  # [N], by position
     y_residual: Any  # [N], by position
-    columns: Any
+
+
+@triton.jit
+def packed_columns(p, C: tl.constexpr):
+    """Columns of the packed matrices: D, up to a multiple of the tile's. tuning.sizes has it, too."""
+    return tl.cdiv(p.D, C.tile_d) * C.tile_d
 
 
 @triton.jit
@@ -136,19 +141,20 @@ def ldreg_pack(p, s, a, c, first, last, base, QUERIES: tl.constexpr, C: tl.const
     else:
         source, stride, packed, norm_ptr, residual_ptr = p.y, p.y_stride, a.y, a.y_norm, a.y_residual
     scale, _, _, centred = batch_unit(p, a, C)
+    width = packed_columns(p, C)
     largest = 0.0
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         rows = first + block * ROWS + lanes(ROWS)
         live = rows < last
         row = rows if QUERIES else reference_at(p, c, rows, C)
         from_row = source + row.to(tl.int64)[:, None] * stride
-        to_row = packed + (rows - base).to(tl.int64)[:, None] * a.columns
+        to_row = packed + (rows - base).to(tl.int64)[:, None] * width
         rounded = tl.zeros([ROWS, BLOCK_D], tl.float32)
         residual = tl.zeros([ROWS, BLOCK_D], tl.float32)
         square = tl.zeros([ROWS, BLOCK_D], tl.float32)
         most = tl.zeros([ROWS, BLOCK_D], tl.float32)
         broken = tl.zeros([ROWS, BLOCK_D], tl.int32)
-        for f in range(0, a.columns, BLOCK_D):
+        for f in range(0, width, BLOCK_D):
             columns = f + lanes(BLOCK_D)
             inside = live[:, None] & (columns < p.D)[None, :]
             v = tl.load(from_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -158,7 +164,7 @@ def ldreg_pack(p, s, a, c, first, last, base, QUERIES: tl.constexpr, C: tl.const
             centre = tl.load(a.centre + columns, mask=columns < p.D, other=0.0)
             v = tl.where(finite & inside, (v - centre[None, :]) * scale, 0.0)
             o = tl.minimum(tl.maximum(v, -PACKED_MAX), PACKED_MAX).to(tl.float16)
-            tl.store(to_row + columns[None, :], o, mask=live[:, None] & (columns < a.columns)[None, :])
+            tl.store(to_row + columns[None, :], o, mask=live[:, None] & (columns < width)[None, :])
             o = o.to(tl.float32)
             rounded += o * o
             residual += (v - o) * (v - o)

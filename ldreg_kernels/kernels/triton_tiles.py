@@ -33,7 +33,7 @@ from .triton_language import (
     own_rows,
     sortable,
 )
-from .triton_operands import LOST, NOT_FINITE
+from .triton_operands import LOST, NOT_FINITE, packed_columns
 
 NEVER = tl.constexpr(0x7FFFFFFF)
 ADMIT_ALL = tl.constexpr(1e36)  # limit of a row without a threshold: admits every reference that is finite
@@ -52,7 +52,7 @@ class Lists(NamedTuple):
     limit: Any  # [panel] (T + r_x)^2 - |x^|^2 (1 - gamma)
     gamma: Any  # relative rounding bound of a key; unused by precision="fast"
     own: Any  # [panel] int32 position of the query itself, or -1
-    stride: Any  # of the order of references
+    stride: Any  # of the order of references, added by the kernels: see NUMBERS
     back: Any  # stride * back = 1 modulo N
 
 
@@ -88,6 +88,7 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
     BLOCK_D: tl.constexpr = C.tile_d
     STAGES: tl.constexpr = C.stages
     GROUP: tl.constexpr = 8  # row blocks that go through the same references together, while these are in L2
+    width = packed_columns(p, C)
     down, across = tl.cdiv(panel_end - panel, BLOCK_B), tl.cdiv(last - first, BLOCK_N)
     for tile in range(tl.program_id(0), down * across, tl.num_programs(0)):
         group = tile // (GROUP * across) * GROUP
@@ -99,13 +100,13 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
         # Rows beyond the end repeat the last one and are masked afterwards; columns are padded with zeros.
         row = tl.minimum(slot, panel_end - panel - 1)
         if C.shared:
-            x_row = a.y + (panel + row).to(tl.int64)[:, None] * a.columns
+            x_row = a.y + (panel + row).to(tl.int64)[:, None] * width
         else:
-            x_row = a.x + row.to(tl.int64)[:, None] * a.columns
-        y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * a.columns
+            x_row = a.x + row.to(tl.int64)[:, None] * width
+        y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * width
         columns = lanes(BLOCK_D)
         dot = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
-        for d in tl.range(0, a.columns, BLOCK_D, num_stages=STAGES):
+        for d in tl.range(0, width, BLOCK_D, num_stages=STAGES):
             x, y = tl.load(x_row + d + columns[None, :]), tl.load(y_row + d + columns[None, :])
             if INTERPRET:
                 x, y = x.to(tl.float32), y.to(tl.float32)

@@ -69,7 +69,6 @@ class Setup(Blocks):
     loss: bool = False
     form: int = 0
     reduction: int = 0
-    goal: float = 0.0  # ln of the target LID
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ class Entry:
 
 ANY = 1 << 62
 # First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too. On
-# Blackwell the wide one spills: its sums come from tensor memory all at once.
+# Blackwell the wide one spills: its sums come from tensor memory all at once. On Ampere the square one spills
+# a few bytes where the keys go to a slab.
 TABLE = (
     # Consumer Blackwell has the shared memory of its Ampere.
     Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
@@ -108,7 +108,7 @@ TABLE = (
     Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
     Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
-    Entry(80, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
+    Entry(80, 8192, {"tile_b": 128, "tile_n": 64, "tile_d": 64, "stages": 4, "rows": 1}),
     Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
 )
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 from triton_small import Small
 
-from ldreg_kernels.kernels import tuning
+from ldreg_kernels.kernels import triton_backend, tuning
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Small:
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Small]:
     """Forces the blocks of every call; without append's larger room, so that a few references are several steps."""
     from ldreg_kernels.kernels import triton_launch
 
-    chosen, plan, capacity = Small(), triton_launch.plan, tuning.capacity
+    chosen, plan, memory, capacity = Small(), triton_launch.plan, triton_launch.memory, tuning.capacity
 
-    def forced(problem, request, out, blocks, programs, fused):
+    def forced(shape, blocks, programs, *, fused, **modes):
         blocks = dataclasses.replace(blocks, **chosen.blocks)
-        chosen.plans.append(plan(problem, request, out, blocks, chosen.programs, chosen.fused))
-        return chosen.plans[-1]
+        return plan(shape, blocks, chosen.programs, fused=chosen.fused, **modes)
+
+    def recorded(plan, x):
+        chosen.plan, chosen.memory = plan, memory(plan, x)
+        return chosen.memory
 
     monkeypatch.setattr(triton_launch, "plan", forced)
+    monkeypatch.setattr(triton_launch, "memory", recorded)
     monkeypatch.setattr(tuning, "capacity", lambda wanted, path, _: capacity(wanted, path, False))
     # A captured launch has a state of its own, new and zero, which can be read afterwards.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    return chosen
+    triton_backend.forget()
+    yield chosen
+    triton_backend.forget()

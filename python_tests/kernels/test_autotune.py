@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cases
 import pytest
@@ -110,3 +111,33 @@ def test_nothing_is_timed_in_the_interpreter_but_what_was_found_is_used(monkeypa
     found = triton_backend.knn(problem)
     assert used == [kept]
     assert torch.equal(found.distances, plain.distances)
+
+
+@pytest.mark.skipif(triton_backend.unavailable_reason() is not None, reason="Triton is not there")
+@pytest.mark.parametrize("error", [RuntimeError("PassManager::run failed"), IndexError("map::at"), MemoryError()])
+def test_a_candidate_that_does_not_compile_is_passed_over(monkeypatch, error):
+    from ldreg_kernels.kernels import triton_launch
+
+    def run(plan, call):
+        if plan == "bad":
+            raise error
+
+    clock = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 3.0)
+    monkeypatch.setattr(triton_launch, "run", run)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    best = autotune.search(SHAPE, lambda blocks: triton_launch.seconds("bad" if blocks.tile_n > 128 else "good", None))
+    assert best.tile_n == 128
+
+
+@pytest.mark.skipif(triton_backend.unavailable_reason() is not None, reason="Triton is not there")
+def test_a_device_that_fails_is_not_taken_for_a_candidate_that_does(monkeypatch):
+    from ldreg_kernels.kernels import triton_launch
+
+    def fail(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(triton_launch, "run", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        autotune.search(SHAPE, lambda blocks: triton_launch.seconds(blocks, None))

@@ -52,10 +52,10 @@ def test_panels_and_steps(small: Small, way: str, own: str) -> None:
         x, y = y[:68], None
     check(x, y, k=8, self_index=index)
     q = small.plan
-    assert q.panel < q.p.B, "one panel"
+    assert q.size.panel < q.B, "one panel"
     assert q.setup.same == (own == "itself")
     if way == "lists":
-        assert q.chunk < q.p.N, "one step"
+        assert q.size.chunk < q.N, "one step"
         assert not q.setup.once
     assert small.failed() == 0
 
@@ -67,7 +67,7 @@ def test_several_steps_of_references_packed_once(small: Small, own: bool) -> Non
     check(x, None if own else cases.features(100, 20, seed=2), k=8)
     assert small.plan.setup.once
     assert not small.plan.setup.shared  # references are packed in an order of their own
-    assert small.plan.first_step < small.plan.p.N
+    assert small.plan.size.first_step < small.plan.N
     assert small.failed() == 0
 
 
@@ -83,7 +83,7 @@ def test_references_in_order_of_class_fit_the_lists(small: Small) -> None:
     g = cases.seeded(3)
     y = (6 * torch.randn(6, 16, generator=g)).repeat_interleave(300, 0) + torch.randn(1800, 16, generator=g)
     check(y[::60], y, k=8)
-    assert small.plan.first_step < 300
+    assert small.plan.size.first_step < 300
     assert small.failed() == 0
 
 
@@ -108,7 +108,7 @@ def test_dtypes(small: Small, way: str, dtype: torch.dtype) -> None:
 def test_float64_takes_every_pair(small: Small) -> None:
     small("direct")
     check(cases.features(40, 20).double(), cases.features(100, 20, seed=3).double(), k=12)
-    assert small.plan.panel < 40
+    assert small.plan.size.panel < 40
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -146,7 +146,7 @@ def test_fast_is_exact_about_what_it_found(small: Small, way: str) -> None:
     at_indices = oracle.distances_given(x, None, found.indices)
     oracle.assert_relative(found.distances, at_indices, tolerances.DISTANCE, 0.0, "distance of the returned row")
     assert (found.distances.double() >= oracle.knn(x, k=k).distances * (1 - tolerances.DISTANCE)).all()
-    count = small.plan.c.count[:128]
+    count = small.lists.count[:128]
     if way == "slab":  # where a step of the lists may lack room, as in precision="exact"
         assert small.failed() == 0
         assert ((count >= k + 16) & (count <= k + 17)).all(), "candidates to choose from"
@@ -240,7 +240,7 @@ def test_gradient_of_one_gather_and_of_two(small: Small, estimator: str, one_chu
     check_lid(x, None, estimator, oracle.knn(x, k=k).indices, k=k)
     assert small.plan.setup.one_chunk == one_chunk
     assert small.failed() == 0
-    right = small.plan.s.sorted_tag[0, : len(x), :k] & 1  # whether a neighbour was among those guessed
+    right = small.space.sorted_tag[0, : len(x), :k] & 1  # whether a neighbour was among those guessed
     if one_chunk and estimator not in ("mle", "mada"):
         assert 0.5 < right.float().mean() < 1, "nothing to mend"
     else:

@@ -1,6 +1,7 @@
 """Every shipped Triton configuration, compiled ahead of time in a process of its own, without the interpreter.
 
-What is compiled, and for which GPUs: benchmarks/compiled.py. The committed figures are those of this version.
+What is compiled, and for which GPUs: benchmarks/compiled.py. The committed figures are those of this version. The
+oldest version that the backend is made for compiles one configuration of each kind, and both what tests force on a GPU.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "triton_kernels.csv"
+OLDEST = "3.6.0"  # of Triton; it comes with torch 2.10 and 2.11
 KIB = 1024
 SHARED_LIMIT = {"80": 163 * KIB, "90": 227 * KIB, "100": 227 * KIB}
 CONFIGURATION = ("kernel", "path", "mode", "dtype", "B", "N", "D", "k", "capability")
@@ -33,14 +36,36 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+def python(*command: str, first: Path | None = None) -> subprocess.CompletedProcess:
+    """Run without the interpreter; packages in the folder `first` come before installed ones."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = [first, ROOT, ROOT / "python_tests", os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
     """(finished process, rows)."""
     path = tmp_path_factory.mktemp("compiled") / "kernels.csv"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.compiled", "--write", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = python("-m", "benchmarks.compiled", "--write", str(path))
     return done, read(path) if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def oldest() -> Path:
+    """A folder with that version of Triton, fetched once. Nothing else in it, and nothing is installed."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    folder = ROOT / "build" / f"triton-{OLDEST}-{tag}"
+    if not (folder / "triton" / "__init__.py").exists():
+        wanted = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), f"triton=={OLDEST}"]
+        done = python("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            pytest.skip(f"Triton {OLDEST} could not be fetched: {done.stderr.strip()[-300:]}")
+    return folder
 
 
 def test_every_requirement_is_met(check):
@@ -87,3 +112,24 @@ def test_committed_file_is_up_to_date(check):
     assert configurations(committed) == configurations(rows)
     if rows[0]["triton"] == committed[0]["triton"]:  # another version's compiler may come to other figures
         assert committed == rows, "run python -m benchmarks.compiled --write"
+
+
+# ------------------------------------------------------------------------------------------------- the oldest version
+
+
+def test_the_oldest_version_compiles_each_kind(oldest: Path) -> None:
+    """On Hopper; it has to meet the same requirements, nothing spilled among them."""
+    done = python("-m", "benchmarks.compiled", "--few", "--capability", "90", first=oldest)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(f"| {OLDEST}\n") == 4, done.stdout
+
+
+def test_the_oldest_version_compiles_what_tests_force(oldest: Path) -> None:
+    done = python("python_tests/triton_compile.py", first=oldest)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"Triton {OLDEST}: ")
+
+
+def test_the_installed_version_compiles_what_tests_force() -> None:
+    done = python("python_tests/triton_compile.py")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -78,13 +78,13 @@ def test_fused_is_staged_bit_for_bit(small: Small, way: str, call: str) -> None:
     """One launch or many, by one program or by several: the same bits, and a state that is zero again."""
     small(way)
     expected = bits(some_call(call))
-    assert small.plan.panel < 34
+    assert small.plan.size.panel < 34
     assert small.failed() == (way != "direct")
     for programs in (1,) if triton_backend.interpreting() else (1, 3):  # the interpreter cannot make programs meet
         small(way, programs, fused=True)
         assert bits(some_call(call)) == expected
         assert small.plan.setup.fused
-        assert not small.plan.s.state.any(), "the next launch begins with zeros"
+        assert not small.state.any(), "the next launch begins with zeros"
 
 
 @pytest.mark.parametrize("way", WAYS)
