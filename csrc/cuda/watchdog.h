@@ -1,4 +1,6 @@
-// What a build with LDREG_WATCHDOG=1 says of a wait that does not end. For the first run on a new GPU; it costs registers.
+// What a build with LDREG_WATCHDOG=1 says of a wait that does not end. For the first run on a new GPU: it is slower, because
+// with a call in the kernel ptxas waits for every wgmma (C7510), so that what it shows of answers has to be shown again
+// without it.
 //
 // Contract: a thread that has waited for kPatience (device.h) comes to `report_hang`, which ends the launch by a failed
 // assertion. The driver prints its message though the context dies: what was waited for, and the job of the block.
