@@ -3,14 +3,14 @@
     python -m benchmarks.host [--out FOLDER] [--rounds 9]
 
 For small problems this is the time that counts, and no profile of a GPU shows it. The measure is an empty
-autograd.Function over a registered op, forward and backward: what torch takes for any op of its kind. On a GPU calls are
-queued and nothing is waited for. Without one the launches are stubs: the CUDA extension compiled for the host
+autograd.Function over a registered op, forward and backward: what torch takes for any op of its kind. On a GPU calls
+are queued and nothing is waited for. Without one the launches are stubs: the CUDA extension compiled for the host
 (python_tests/simulator.py) that returns instead of running its threads, and Triton's own launcher over a driver that
 does nothing (stub_driver.py). Everything before the driver is what it is on a GPU, but for torch's allocator. The CPU
 backend has no launch to leave out, so its row is the whole call.
 
-Contenders take turns; a turn's figure is its fastest of many short runs, because whatever else the machine does can only
-add. Rows go to FOLDER/measurements.csv (suite `host`), by default runs/bench.
+Contenders take turns; a turn's figure is its fastest of many short runs, because whatever else the machine does can
+only add. Rows go to FOLDER/measurements.csv (suite `host`), by default runs/bench.
 """
 
 from __future__ import annotations

@@ -166,11 +166,12 @@ def test_counters_are_zero_again(name, B, N, D, k):
 
 def kept_counters(name: str, device: torch.device) -> list[int]:
     """Of the current stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream
     if name == "cuda":
-        return list(cuda_backend._cuda.state_of(device.index, torch.cuda.current_stream().cuda_stream))
+        return list(cuda_backend._cuda.state_of(device.index, stream))
     from ldreg_kernels.kernels import triton_launch
 
-    return list(triton_launch.kept_state(device).tolist())
+    return list(triton_launch._states[device.index, stream].tolist())
 
 
 # ------------------------------------------------------------------------------------------------- tiles
