@@ -35,8 +35,8 @@ def unavailable_reason(name: str) -> str | None:
 
 def devices(name: str) -> tuple[str, ...]:
     """The device types that backend `name` serves here: interpreted or simulated, GPU kernels work on CPU tensors."""
-    module = _module(name)
-    return tuple(module.device_types()) if hasattr(module, "device_types") else _BACKENDS[name][1]
+    serves = getattr(_module(name), "device_types", None)
+    return _BACKENDS[name][1] if serves is None else serves()
 
 
 def backends() -> dict[str, str | None]:

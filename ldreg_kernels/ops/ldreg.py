@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch
+from ..kernels.contract import LdregResult
 from . import validate
 from .call import Call, parse, text_of
 from .knn import make_problem, result_dtype
@@ -45,10 +46,11 @@ def _ldreg(
         shape = (0,) if asked.reduction == "none" else ()
         return (x.new_zeros(shape, dtype=result_dtype(x)), *_empty_rows(x, asked))
     problem = make_problem(x, y, k, self_map, self_offset, asked.precision)
-    largest = max([k, *(size for _, size in asked.track)])
+    largest = max([k, *[size for _, size in asked.track]])
     module = dispatch.resolve(asked.backend, x.device, k=largest, columns=x.shape[1])
     modes = asked.estimator, asked.form, target, asked.reduction, asked.track, asked.gradient
-    return tuple(module.ldreg(problem, *modes))
+    result: LdregResult = module.ldreg(problem, *modes)
+    return result
 
 
 def _ldreg_fake(
