@@ -95,7 +95,8 @@ class _LDReg(torch.autograd.Function):
         ctx.save_for_backward(coeff, grad)
         ctx.backend = backend
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
-        ctx.set_materialize_grads(False)  # or the engine makes zeros for the stats
+        if not torch.compiler.is_compiling():  # not every version of torch can trace it
+            ctx.set_materialize_grads(False)  # or the engine makes zeros for the stats
         if not with_stats:
             return value
         ctx.mark_non_differentiable(lid, degenerate, tracked)
