@@ -149,7 +149,7 @@ def launch_of(case: Case, capability: int) -> Recorder:
         "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=PROGRAMS),
         "is_current_stream_capturing": lambda: True,  # no state is kept for the next launch
     }
-    triton_backend.forget()
+    triton_backend.forget_plans()
     with (
         mock.patch.multiple("torch.cuda", **gpu),
         mock.patch.multiple(triton_launch, **recorders),
@@ -159,7 +159,7 @@ def launch_of(case: Case, capability: int) -> Recorder:
             triton_backend.knn(problem_of(case))
         else:
             triton_backend.ldreg(problem_of(case), "mom", "l1", None, "mean", (("mle", 32),), True)
-    triton_backend.forget()
+    triton_backend.forget_plans()
     (launched,) = (r for r in recorders.values() if r.arguments is not None)
     return launched
 

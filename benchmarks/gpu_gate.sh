@@ -145,7 +145,8 @@ step() {
   began=$(stat -c %s "$log") now=$(date +%s)
   # An interrupt, because pytest then still says what it found (bash has what it starts with & ignore one); and the
   # end, for whoever does not listen. In the background, so that Ctrl-C ends the script and not only its wait.
-  timeout --signal=INT --kill-after=8 "$limit" env --default-signal=INT "$@" >>"$log" 2>&1 &
+  # Twelve seconds, because pytest's controller gives its workers ten.
+  timeout --signal=INT --kill-after=12 "$limit" env --default-signal=INT "$@" >>"$log" 2>&1 &
   running=$!
   wait "$running" || code=$?
   # Whoever is left in its group did not listen either, such as a kernel's process when the tool around it did.
@@ -192,9 +193,11 @@ run_build() {
   ! step build "$name" "$cap" env "${watchdog[@]}" "$python" setup.py -q build_ext --inplace || built=1
 }
 
-# run_tests NAME CAP BACKEND. A test has half the step's time: then its process is ended, and the next one tried.
+# run_tests NAME CAP BACKEND. A test has half the step's time: then its process is ended, and the next one tried. On
+# Triton, where a test may compile for most of a minute, it has all of it.
 run_tests() {
-  local name=$1 cap=$2 backend=$3 workers options
+  local name=$1 cap=$2 backend=$3 workers options longest=$(($2 / 2))
+  [[ $backend != triton ]] || longest=$cap
   if [[ ! -f $work/leave_out ]]; then # --ignore=... of test files that need a package this machine lacks
     if ! "$python" -m benchmarks.summary tests >"$work/leave_out" 2>>"$work/not_reached"; then
       tail -n 1 "$work/not_reached" >>"$out/tests.log" # without them nothing is known, which is no pass
@@ -205,9 +208,9 @@ run_tests() {
   fi
   mapfile -t options <"$work/leave_out"
   workers=$(nproc)
-  [[ $backend != cuda || $workers -lt 8 ]] || workers=8 # enough, since nothing is compiled in its tests
+  [[ $backend != cuda || $workers -lt 8 ]] || workers=8 # enough, since hardly anything is compiled in its tests
   options+=(-q -p no:cacheprovider -p benchmarks.gpu_pytest --ldreg-backend "$backend" -n "$workers")
-  options+=(--timeout=$((cap / 2)) --timeout-method=thread -o faulthandler_timeout=$((cap * 4 / 9)))
+  options+=(--timeout="$longest" --timeout-method=thread -o faulthandler_timeout=$((longest * 8 / 9)))
   options+=(--max-worker-restart=12)
   if ((dry_run)); then
     export LDREG_TEST_SIMULATOR=0 # which would be compiled first
@@ -215,8 +218,10 @@ run_tests() {
   else
     options=(python_tests -m gpu "${options[@]}")
   fi
-  printf 'step\t-\t%s\t%s\n' "$name" $((cap / 2)) >>"$out/progress.log"
-  LDREG_TEST_PROGRESS=$out/progress.log step tests "$name" "$cap" "$python" -m pytest "${options[@]}" || true
+  printf 'step\t-\t%s\t%s\n' "$name" "$longest" >>"$out/progress.log"
+  # Workers share the processors: torch and the compiler of torch.compile would start a thread on each, in every one.
+  OMP_NUM_THREADS=$(($(nproc) > workers ? $(nproc) / workers : 1)) TORCHINDUCTOR_COMPILE_THREADS=1 \
+    LDREG_TEST_PROGRESS=$out/progress.log step tests "$name" "$cap" "$python" -m pytest "${options[@]}" || true
 }
 
 # run_answers NAME CAP BACKEND. It also leaves Triton's compiled kernels in their cache.
@@ -300,7 +305,7 @@ if [[ -n $bundle ]] && ((!dry_run)); then
   architecture=$(sed -n 's/^architecture: //p' "$work/machine")
   fits=$("$python" -m benchmarks.gpu_bundle fits "$bundle" "$architecture" 2>>"$work/not_reached" | tr '\n' ' ') || true
   if [[ " $fits " == *' wheels '* ]]; then
-    if "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target build/gpu_wheels \
+    if timeout 20 "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target build/gpu_wheels \
       "$bundle"/wheels/*.whl; then
       PYTHONPATH=$PYTHONPATH:$PWD/build/gpu_wheels
     else

@@ -6,8 +6,8 @@ For small problems this is the time that counts, and no profile of a GPU shows i
 autograd.Function over a registered op, forward and backward: what torch takes for any op of its kind. On a GPU calls
 are queued and nothing is waited for. Without one the launches are stubs: the CUDA extension compiled for the host
 (python_tests/simulator.py) that returns instead of running its threads, and Triton's own launcher over a driver that
-does nothing (stub_driver.py). Everything before the driver is what it is on a GPU, but for torch's allocator. The CPU
-backend has no launch to leave out, so its row is the whole call.
+does nothing (stub_driver.py). Questions to torch.cuda (device, stream, capturing?) are stubs, too, and the allocator is
+the CPU's; all else is as on a GPU. The CPU backend has no launch to leave out, so its row is the whole call.
 
 Contenders take turns; a turn's figure is its fastest of many short runs, because whatever else the machine does can
 only add. Rows go to FOLDER/measurements.csv (suite `host`), by default runs/bench.
@@ -133,8 +133,8 @@ def measure(rounds: int) -> list[Row]:
                     stack.enter_context(stub())
                 step = step_of(backend, "cuda" if gpu and backend != "cpu" else "cpu")
                 step()
-            except RuntimeError as error:
-                rows.append(_row(backend, statistic="state", note=f"missing: {error}"))
+            except Exception as error:  # of compilers, too: the others still get their turn
+                rows.append(_row(backend, statistic="state", note=f"missing: {type(error).__name__}: {error}"))
                 continue
             steps[backend] = step
         times: dict[str, list[float]] = {backend: [] for backend in steps}

@@ -100,8 +100,8 @@ def pretended_gpu() -> Iterator[Pretended]:
         stack.enter_context(mock.patch.multiple(triton_backend, **backend))
         stack.callback(setattr, driver, "_active", driver._active)
         driver.set_active(_driver())
-        triton_backend.forget()
-        stack.callback(triton_backend.forget)
+        triton_backend.forget_plans()
+        stack.callback(triton_backend.forget_plans)
         yield Pretended(library)
 
 

@@ -12,8 +12,10 @@ import argparse
 import ast
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -46,10 +48,14 @@ def machine(dry_run: bool) -> int:
             )
             return 2
         major, minor = torch.cuda.get_device_capability()
+        header = Path(sysconfig.get_path("include")) / "Python.h"
         facts |= {
             "GPU": torch.cuda.get_device_name(),
             "architecture": f"{major}{minor}{'a' if major >= 9 else ''}",  # "90a", as LDREG_CUDA_ARCHS has it
             "driver": records.driver() or "not found",
+            # Triton compiles a small launcher for every kind of kernel, also where its kernels are cached.
+            "C compiler": shutil.which("cc") or shutil.which("gcc") or "not found, which Triton needs",
+            "Python.h": str(header) if header.exists() else f"{header} is missing, which Triton needs",
             "nvcc": first_match(["nvcc", "--version"], r"release (\S+),"),
             "compute-sanitizer": first_match(["compute-sanitizer", "--version"], r"Version (\S+)"),
         }

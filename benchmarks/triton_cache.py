@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -75,7 +76,13 @@ def calls(which: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     if which == "first":
         return
     sys.path.insert(0, str(ROOT / "python_tests"))
-    for B, N, D, k in importlib.import_module("kernels.test_gpu").SHAPES:
+    gpu_tests = importlib.import_module("kernels.test_gpu")
+    full = itertools.product((True, False), gpu_tests.FULL_ROWS, gpu_tests.FULL_COLUMNS, gpu_tests.DTYPES)
+    for same, N, D, dtype in full:
+        fields = (N, N, D, gpu_tests.FULL_K, str(dtype).removeprefix("torch."), 0, same, False)
+        yield "knn", fields, {}
+        yield "lid", fields, {"track": no_track}
+    for B, N, D, k in gpu_tests.SHAPES:
         fields = (B, N, D, k, "float32", 0 if B == N else None, B == N, False)
         yield "knn", fields, {}
         yield "lid", fields, {"track": no_track, "need_grad": False}

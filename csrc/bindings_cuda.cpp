@@ -46,7 +46,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("architectures", &architectures, "Compiled in, e.g. [\"sm_80\", \"sm_90a\", \"compute_90\"]; the last is PTX.");
   m.def("lid_formulas", &ldreg::cuda::lid_formulas, "distances"_a, "on_device"_a,
         "Per estimator (mom, mom_amsaleg, mle, hill, hill_unbiased, mada): [LID, d lnLID / d d_1, ..., d lnLID / d d_k] "
-        "for ascending distances, computed on the current device or, by the same source, on the host.");
+        "for ascending distances, computed on the current device or, by the same source, on the host.",
+        py::call_guard<py::gil_scoped_release>());
   m.attr("simulated") = bool(LDREG_SIMULATED);
 
   using namespace ldreg::cuda;
@@ -78,5 +79,6 @@ PYBIND11_MODULE(_cuda, m) {
            },
            "Launch on a stream (its handle); does not wait.", py::call_guard<py::gil_scoped_release>());
   m.def("state_of", &state_of, "device"_a, "stream"_a,
-        "The counters of a stream, all 0 between launches; empty before the first. Waits for the stream.");
+        "The counters of a stream, all 0 between launches; empty before the first. Waits for the stream.",
+        py::call_guard<py::gil_scoped_release>());  // or nobody could stop a wait that does not end
 }

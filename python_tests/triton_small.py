@@ -52,7 +52,7 @@ class Small:
     def __call__(self, way: str, programs: int = 1, fused: bool = False, **blocks) -> None:
         self.blocks = {**SMALL, **WAYS[way], **blocks}
         self.programs, self.fused = programs, fused
-        triton_backend.forget()
+        triton_backend.forget_plans()
 
     @property
     def state(self) -> torch.Tensor:

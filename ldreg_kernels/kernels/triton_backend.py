@@ -67,10 +67,10 @@ def _programs(device: int) -> int:
 
 
 _plans: dict[Any, Any] = {}
-MOST_PLANS = 4096  # a plan is a few kilobytes
+_MOST_PLANS = 4096  # a plan is a few kilobytes
 
 
-def forget() -> None:
+def forget_plans() -> None:
     """Know nothing of plans and devices: for tests and tools that pretend other ones."""
     _plans.clear()
     for known in (_no_device, _capability, _programs):
@@ -95,7 +95,7 @@ def _run(problem: Problem, request: Request, out: Outputs, goal: float) -> None:
         call = _launch.Call(x, y, own_map, own if isinstance(own, int) else 0, goal, out)
         plan = _plans.get(key)
         if plan is None:
-            if len(_plans) >= MOST_PLANS:
+            if len(_plans) >= _MOST_PLANS:
                 _plans.clear()
             plan = _plans[key] = _plan(problem, request, call)
         _launch.run(plan, call)

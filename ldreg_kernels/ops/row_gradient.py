@@ -17,8 +17,16 @@ from .registry import register
 
 
 def _native(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    if dispatch.unavailable_reason("cpu") is not None:  # "auto" then took the reference
+        return _product(scale, grad, dtype)
     scaled: Tensor = dispatch.resolve("cpu", grad.device).scale_rows(scale, grad, dtype)
     return scaled
+
+
+def _product(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == grad.dtype:
+        return grad * scale.unsqueeze(1)
+    return torch.mul(grad, scale.unsqueeze(1), out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
 
 
 def _native_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,9 +53,7 @@ def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Te
     if grad.device.type == "cpu" and backend in ("auto", "cpu"):
         scaled: Tensor = _native_op(scale, grad, dtype)
         return scaled
-    if dtype == grad.dtype:
-        return grad * scale.unsqueeze(1)
-    return torch.mul(grad, scale.unsqueeze(1), out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
+    return _product(scale, grad, dtype)
 
 
 class _NotTwice(torch.autograd.Function):

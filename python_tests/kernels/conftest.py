@@ -32,6 +32,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Small]:
     monkeypatch.setattr(tuning, "capacity", lambda wanted, path, _: capacity(wanted, path, False))
     # A captured launch has a state of its own, new and zero, which can be read afterwards.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    triton_backend.forget()
+    triton_backend.forget_plans()
     yield chosen
-    triton_backend.forget()
+    triton_backend.forget_plans()

@@ -56,6 +56,15 @@ def test_auto_passes_over_an_unavailable_backend(monkeypatch):
     assert dispatch.resolve("auto", torch.device("cpu")) is reference
 
 
+def test_a_whole_step_without_the_extension(monkeypatch):
+    """The package works where nothing was built: forward and backward by the reference."""
+    monkeypatch.setattr(native, "unavailable_reason", lambda device=None: "not built")
+    x = X.clone().requires_grad_()
+    (found,) = torch.autograd.grad(ldk.ldreg_loss(x, k=4), x)
+    (expected,) = torch.autograd.grad(ldk.ldreg_loss(x, k=4, backend="reference"), x)
+    assert torch.equal(found, expected)
+
+
 def test_auto_without_any_backend_raises():
     with pytest.raises(RuntimeError, match="no backend serves meta tensors"):
         dispatch.resolve("auto", torch.device("meta"))

@@ -178,12 +178,13 @@ def kept_counters(name: str, device: torch.device) -> list[int]:
 
 WAYS = [("cuda", "mma"), ("cuda", "wgmma"), ("triton", "")]  # backend, and main loop of the CUDA backend
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+FULL_ROWS, FULL_COLUMNS, FULL_K = (4095, 4097), (768, 2048), 32
 ROWS = 96  # that are judged: the first and the last, and others between
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("D", [768, 2048])
-@pytest.mark.parametrize("N", [4095, 4097])
+@pytest.mark.parametrize("D", FULL_COLUMNS)
+@pytest.mark.parametrize("N", FULL_ROWS)
 @pytest.mark.parametrize("own", ["batch", "offset"])
 @pytest.mark.parametrize(("backend", "loop"), WAYS, ids=lambda v: v or "-")
 def test_shapes_that_fill_tiles(backend, loop, own, N, D, dtype, monkeypatch):
@@ -197,7 +198,7 @@ def test_shapes_that_fill_tiles(backend, loop, own, N, D, dtype, monkeypatch):
         monkeypatch.setenv("LDREG_CUDA_LOOP", loop)
     everything_of = cases.features(N, D).to(dtype)
     x = everything_of.cuda().requires_grad_()
-    where: dict[str, Any] = {"k": 32, "backend": backend}
+    where: dict[str, Any] = {"k": FULL_K, "backend": backend}
     y = None if own == "batch" else x.detach().clone()
     if y is not None:
         where["self_index"] = 0
@@ -208,7 +209,7 @@ def test_shapes_that_fill_tiles(backend, loop, own, N, D, dtype, monkeypatch):
 
     rows = torch.linspace(0, N - 1, ROWS).long()
     some, indices = everything_of[rows], found.indices.cpu()[rows]
-    judged = {"k": 32, "self_index": rows}
+    judged = {"k": FULL_K, "self_index": rows}
     oracle.check_knn(ldk.KNN(found.distances.cpu()[rows], indices), some, everything_of, **judged, name=backend)
     truth, _ = oracle.lid(some, everything_of, **judged)
     oracle.check_lid(lid.detach().cpu()[rows], truth, backend, dtype)

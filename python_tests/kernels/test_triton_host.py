@@ -113,6 +113,62 @@ def test_pointers_that_16_does_not_divide_have_a_kernel_of_their_own(calls: dict
     assert calls["unaligned references again"] == {"plans": 6, "kernels": 2, "launches": 15}
 
 
+ORDER = """
+import json, sys, torch
+from types import SimpleNamespace
+from unittest import mock
+import ldreg_kernels as ldk
+from benchmarks import stub_driver
+from ldreg_kernels.kernels import triton_launch
+
+reason = stub_driver.unavailable_reason()
+if reason is not None:
+    print(f"no pretended GPU: {reason}")
+    sys.exit(3)
+
+def flat(value):
+    if isinstance(value, (tuple, list)):
+        return [item for part in value for item in flat(part)]
+    return [value.data_ptr() if hasattr(value, "data_ptr") else value]
+
+class Kernel:  # keeps what it is launched with, through Triton and afterwards
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            through_triton.append(flat(arguments))
+            again = lambda *given: directly.append(flat(given[9:]))
+            return SimpleNamespace(run=again, function=1, packed_metadata=())
+        return launch
+
+through_triton, directly, kept = [], [], []
+memory, run = triton_launch.memory, triton_launch.run
+
+def twice(plan, call):
+    kept.append(memory(plan, call.x))
+    plan.kernel = None
+    with mock.patch.object(triton_launch, "memory", lambda *_: kept[-1]):
+        run(plan, call), run(plan, call)
+
+kernels = {"ldreg_fused_direct": Kernel(), "ldreg_fused_tiles": Kernel()}
+with stub_driver.pretended_gpu(), mock.patch.multiple(triton_launch, run=twice, **kernels):
+    for B, N, D in ((64, 64, 16), (1100, 1100, 256), (512, 20000, 64)):  # every pair; slab; lists
+        y = torch.randn(N, D)
+        x, references = (y, None) if B == N else (y[:B].clone(), y)
+        x.requires_grad_()
+        ldk.knn(x, references, k=8, backend="triton")
+        ldk.ldreg_loss(x, references, k=8, track=[("mle", 4)], backend="triton")
+        ldk.lid(x, references, k=8, backend="triton")
+same = [str(one) == str(other) for one, other in zip(through_triton, directly, strict=True)]
+print(json.dumps({"same": same, "lengths": sorted({len(one) for one in directly})}))
+"""
+
+
+def test_a_kernel_is_called_with_what_triton_gave_it() -> None:
+    """A later launch lists the addresses itself: in another order they would be somebody else's memory."""
+    found = told(ORDER)
+    assert found["same"] == [True] * 9
+    assert min(found["lengths"]) > 20
+
+
 KERNELS = """
 import json
 from benchmarks.compiled import Case, kernel_of
