@@ -1,6 +1,6 @@
 """What the Triton kernels compile to: every shipped configuration, compiled ahead of time. Needs Triton, but no GPU.
 
-    python -m benchmarks.compiled [--write [CSV]] [--capability 90] [--few] [--jobs 2]
+    python -m benchmarks.compiled [--write [CSV]] [--capability 90] [--jobs 2]
 
 For GPUs of compute capability 8.0, 9.0 and 10.0, the public backend is called on tensors without memory; the launch it
 ends in is recorded and handed to Triton's compiler as Triton itself would at the first call: types, divisibility by 16,
@@ -11,8 +11,7 @@ and not a copy of them. Requirements:
     and that asynchronously
 
 CASES are reported, in results/triton_kernels.csv with --write. ODD are only checked, and may spill: problems with sizes
-and strides of 1, or divisible by nothing. FEW do for another version of Triton. Exit code 1 if a requirement fails.
-Nothing is timed, and nothing is run.
+and strides of 1, or divisible by nothing. Exit code 1 if a requirement fails. Nothing is timed, and nothing is run.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ CASES = (
     Case(512, 512, 512, 64),  # every pair
     Case(512, 512, 512, 64, "float64"),
 )
-FEW = (CASES[0], CASES[1], CASES[6], CASES[7])  # one of each kind: slab, lists, every pair, float64
 ODD = (
     Case(1, 1 << 20, 256, 1, own="none", mode="knn"),  # B, k
     Case(16384, 16384, 1, 20),  # D and both strides
@@ -302,7 +300,6 @@ def cache_folder() -> Iterator[None]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.partition("\n")[0])
     parser.add_argument("--capability", type=int, choices=CAPABILITIES, help="only this one")
-    parser.add_argument("--few", action="store_true", help="one case of each kind")
     parser.add_argument("--jobs", type=int, default=2, help="kernels compiled at once (default: 2)")
     parser.add_argument("--write", type=Path, nargs="?", const=RESULTS, metavar="CSV", help=f"default: {RESULTS.name}")
     return parser.parse_args()
@@ -315,8 +312,8 @@ def main() -> int:
         print("TRITON_INTERPRET is set: there is nothing to compile in the interpreter", file=sys.stderr)
         return 2
     chosen = [options.capability] if options.capability else CAPABILITIES
-    work = [(case, capability) for capability in chosen for case in (FEW if options.few else CASES)]
-    work += [(case, ODD_CAPABILITY) for case in ODD if ODD_CAPABILITY in chosen and not options.few]
+    work = [(case, capability) for capability in chosen for case in CASES]
+    work += [(case, ODD_CAPABILITY) for case in ODD if ODD_CAPABILITY in chosen]
     faults, rows = 0, []
     with cache_folder(), ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         outcomes = pool.map(attempt, *zip(*work, strict=True))
