@@ -45,8 +45,12 @@ def expected() -> dict[str, list[bytes]]:
     return {}
 
 
-@pytest.mark.parametrize("kind", list(garbage.KINDS))
-@pytest.mark.parametrize("way", TILES)
+# As halves, bfloat16's infinities are float16's NaN: one of that kind is enough. What follows the slab reads as little.
+KINDS = [kind for kind in garbage.KINDS if "bfloat16" not in kind or "upper" in kind]
+CASES = [("lists", kind) for kind in KINDS] + [("slab", kind) for kind in KINDS[::2]]
+
+
+@pytest.mark.parametrize(("way", "kind"), CASES)
 def test_left_over_memory_changes_no_bit(small: Small, expected: dict, way: str, kind: str) -> None:
     small(way, **ROOM)
     found = loss(garbage.KINDS[kind])
