@@ -58,13 +58,15 @@ class Candidates {
       for (int r = 0; r < rows; ++r) {
         const float* dot = products + (p * padded + r) * kPanel;
         const float norm = y.norm[y_first + r], residual = y.residual[y_first + r], bias = y.bias[y_first + r];
-        for (int v = 0; v < kPanel; v += 16) {
+        unsigned long long hits = 0;  // of the whole panel: one branch for all its lanes
+        for (int v = 0; v < kPanel; v += kLanes) {
           const int64_t list = first + p * kPanel + v;
-          const f32x16 key = bias - 2 * load(dot + v) - residual * load(&reach_[list]);
-          for (unsigned hit = mask_less_equal(key, load(&limit_[list])); hit; hit &= hit - 1) {
-            const int lane = __builtin_ctz(hit);
-            append(list + lane, norm - 2 * dot[v + lane], int(y_first) + r, y);
-          }
+          const Floats key = bias - 2 * load(dot + v) - residual * load(&reach_[list]);
+          hits |= static_cast<unsigned long long>(mask_less_equal(key, load(&limit_[list]))) << v;
+        }
+        for (; hits; hits &= hits - 1) {
+          const int lane = __builtin_ctzll(hits);
+          append(first + p * kPanel + lane, norm - 2 * dot[lane], int(y_first) + r, y);
         }
       }
     }
@@ -78,14 +80,15 @@ class Candidates {
       const int64_t list = first + r;
       for (int64_t p = 0; p < panels; ++p) {
         const float* dot = products + (p * padded + r) * kPanel;
-        for (int v = 0; v < kPanel; v += 16) {
-          const int64_t j = y_first + p * kPanel + v;
-          const f32x16 key = load(&y.bias[j]) - 2 * load(dot + v) - reach_[list] * load(&y.residual[j]);
-          const f32x16 limit = f32x16{} + limit_[list];
-          for (unsigned hit = mask_less_equal(key, limit); hit; hit &= hit - 1) {
-            const int lane = __builtin_ctz(hit);
-            append(list, y.norm[j + lane] - 2 * dot[v + lane], int(j) + lane, y);
-          }
+        const int64_t j = y_first + p * kPanel;
+        unsigned long long hits = 0;
+        for (int v = 0; v < kPanel; v += kLanes) {
+          const Floats key = load(&y.bias[j + v]) - 2 * load(dot + v) - reach_[list] * load(&y.residual[j + v]);
+          hits |= static_cast<unsigned long long>(mask_less_equal(key, Floats{} + limit_[list])) << v;
+        }
+        for (; hits; hits &= hits - 1) {
+          const int lane = __builtin_ctzll(hits);
+          append(list, y.norm[j + lane] - 2 * dot[lane], int(j) + lane, y);
         }
       }
     }
@@ -146,25 +149,27 @@ class Candidates {
     int* index = index_.get() + i * room_;
     const int n = count_[i];
     if (n <= keep(i)) return;
-    for (int c = n; c % 16 != 0; ++c) key[c] = kNever * 1e6f, index[c] = 0;  // whole vectors; beyond any limit
+    for (int c = n; c % kLanes != 0; ++c) key[c] = kNever * 1e6f, index[c] = 0;  // whole vectors; beyond any limit
     const float pivot = at_least(key, n, keep(i));
-    f32x16 slacks = {}, residuals = {};  // the largest among those counted by the pivot
-    for (int c = 0; c < n; c += 16) {
-      const i32x16 j = load_raw<i32x16>(index + c), counted = load(key + c) <= pivot;
-      const f32x16 s = (f32x16)((i32x16)gather(y.slack.get(), j) & counted);
-      const f32x16 r = (f32x16)((i32x16)gather(y.residual.get(), j) & counted);
+    Floats slacks = {}, residuals = {};  // the largest among those counted by the pivot
+    for (int c = 0; c < n; c += kLanes) {
+      const Ints counted = load(key + c) <= pivot;
+      const Floats s = (Floats)((Ints)gather(y.slack.get(), index + c) & counted);
+      const Floats r = (Floats)((Ints)gather(y.residual.get(), index + c) & counted);
       slacks = s > slacks ? s : slacks, residuals = r > residuals ? r : residuals;
     }
     float slack = 0, residual = 0;
-    for (int l = 0; l < 16; ++l) slack = std::max(slack, slacks[l]), residual = std::max(residual, residuals[l]);
+    for (int l = 0; l < kLanes; ++l) slack = std::max(slack, slacks[l]), residual = std::max(residual, residuals[l]);
     const float q = norm_[i] * (1 + gamma_) + pivot + slack + kTiny;
     set_threshold(i, std::sqrt(std::max(q, 0.0f)) * (1 + 0x1p-22f) + residual_[i] + residual);
-    const f32x16 limit = f32x16{} + limit_[i];
+    const Floats limit = Floats{} + limit_[i];
     int kept = 0;
-    for (int c = 0; c < n; c += 16) {
-      const i32x16 j = load_raw<i32x16>(index + c);
-      const f32x16 k = load(key + c), lower = k - gather(y.slack.get(), j) - gather(y.residual.get(), j) * reach_[i];
+    for (int c = 0; c < n; c += kLanes) {
+      const Floats k = load(key + c);
+      const Floats lower =
+          k - gather(y.slack.get(), index + c) - gather(y.residual.get(), index + c) * reach_[i];
       const unsigned keep = mask_less_equal(lower, limit);
+      const Ints j = load_raw<Ints>(index + c);
       compress(key + kept, k, keep), compress(index + kept, j, keep);
       kept += __builtin_popcount(keep);
     }

@@ -12,10 +12,10 @@ inline namespace LDREG_ISA {
 
 constexpr int kDirectRows = 4;     // queries that share a pass over the references, themselves in L1
 constexpr int kDirectShare = 5;    // from one reference in five wanted, computing all exactly is the cheaper way
-#if defined(__AVX512F__)
-constexpr int kDirectQueries = 4;  // 16 sums and 8 operands in 32 registers
+#if LDREG_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kDirectQueries = 4;  // 16 sums, 4 queries, a reference and a difference in 32 registers
 #else
-constexpr int kDirectQueries = 1;
+constexpr int kDirectQueries = 2;  // 8 sums and as many others in 16
 #endif
 
 template <class T>

@@ -47,7 +47,7 @@ class Evaluator {
       double reach = 0;
       for (int c = 0; c < e->to; ++c) reach = std::max(reach, e->list[c].d2);
       // A lower bound carries a few roundings of float: hence the margin.
-      e->to = split(*e, static_cast<float>(std::min(std::sqrt(reach) * unit_ * (1 + 1e-6), double(kNever))));
+      e->to = split(*e, static_cast<float>(std::min(distance_of<T>(reach) * unit_ * (1 + 1e-6), double(kNever))));
     }
     distances(group, size);
     for (Evaluation* e = group; e < group + size; ++e) {

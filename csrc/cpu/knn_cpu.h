@@ -15,7 +15,7 @@ void knn(const Problem& problem, const KnnOutput& out, Control& control) {
     Real* distance = static_cast<Real*>(out.distances) + i * problem.k;
     int64_t* index = out.indices + i * problem.k;
     for (int j = 0; j < n; ++j) {
-      distance[j] = list[j].d2 < std::numeric_limits<double>::infinity() ? static_cast<Real>(std::sqrt(list[j].d2))
+      distance[j] = list[j].d2 < std::numeric_limits<double>::infinity() ? static_cast<Real>(distance_of<T>(list[j].d2))
                                                                          : std::numeric_limits<Real>::quiet_NaN();
       index[j] = list[j].index;
     }

@@ -29,6 +29,10 @@ inline int ranks_of(const LidRequest& request, int* ranks) {
   return int(std::unique(ranks, ranks + n) - ranks);
 }
 
+// Where the gradient is summed in Real: weights that differ by less than this factor, d_k within 2^+-this. Else in double.
+template <class Real> constexpr double kWeightRange = sizeof(Real) == 4 ? 0x1p60 : 0x1p400;
+template <class Real> constexpr int kDistanceRange = sizeof(Real) == 4 ? 90 : 400;
+
 template <class T>
 class LidRow {
  public:
@@ -46,10 +50,11 @@ class LidRow {
       split_smallest(list, size, ranks_[r], scratch.keys);
 
     double* d = scratch.distance.reserve(n);
-    const double far = list[request_.k - 1].d2;
-    const int exponent = far > 0 && far < std::numeric_limits<double>::infinity() ? -std::ilogb(std::sqrt(far)) : 0;
+    const double far = distance_of<T>(list[request_.k - 1].d2);
+    int exponent = far > 0 && far < std::numeric_limits<double>::infinity() ? -std::ilogb(far) : 0;
+    exponent = std::min(std::max(exponent, -1000), 1000);  // 2^exponent and its inverse are normal numbers
     const double unit = std::ldexp(1.0, exponent);
-    for (int j = 0; j < n; ++j) d[j] = std::sqrt(list[j].d2) * unit;
+    for (int j = 0; j < n; ++j) d[j] = distance_of<T>(list[j].d2) * unit;
 
     const LidTerms<double> terms = lid_terms(static_cast<Estimator>(request_.estimator), d, request_.k);
     static_cast<Real*>(out_.lid)[i] = static_cast<Real>(terms.lid);
@@ -71,20 +76,30 @@ class LidRow {
       return;
     }
     const double* d = scratch.distance.get();
-    // Weights w_j / d_j relative to a power of two near the largest, which goes into the factors instead: next to a tiny
-    // d_j they would leave float's range.
+    const auto neighbour = [&](int j) { return search.reference(list[j].index); };
     double* exact = scratch.weight.reserve(2 * request_.k);
-    double largest = 0;
+    double largest = 0, smallest = std::numeric_limits<double>::infinity();
     for (int j = 0; j < request_.k; ++j) {
       exact[j] = d[j] > 0 ? lid_weight(terms, request_.k, j, d[j]) / d[j] : 0;
-      largest = std::max(largest, std::fabs(exact[j]));
+      const double size = std::fabs(exact[j]);
+      if (size > 0) largest = std::max(largest, size), smallest = std::min(smallest, size);
     }
+    if (largest > smallest * kWeightRange<Real> || std::abs(exponent) > kDistanceRange<Real>) {
+      for (int j = 0; j < request_.k; ++j) exact[j] = lid_weight(terms, request_.k, j, d[j]);
+      gather_gradient_wide(search.query(i), neighbour, exact, d, std::ldexp(1.0, exponent), request_.k,
+                           problem_.columns, grad);
+      return;
+    }
+    // Weights w_j / d_j relative to a power of two near the largest, which goes into the factors instead: next to a tiny
+    // d_j they would leave float's range.
     const int relative = largest > 0 ? std::ilogb(largest) : 0, total = 2 * exponent + relative;
+    const double shrink = std::ldexp(1.0, -relative);
     Real* weight = reinterpret_cast<Real*>(exact + request_.k);
-    for (int j = 0; j < request_.k; ++j) weight[j] = static_cast<Real>(std::ldexp(exact[j], -relative));
-    gather_gradient(
-        search.query(i), [&](int j) { return search.reference(list[j].index); }, weight, request_.k, problem_.columns,
-        static_cast<Real>(std::ldexp(1.0, total / 2)), static_cast<Real>(std::ldexp(1.0, total - total / 2)), grad);
+    for (int j = 0; j < request_.k; ++j) weight[j] = static_cast<Real>(exact[j] * shrink);
+    const int third = total / 3;
+    const Real factor[3] = {static_cast<Real>(std::ldexp(1.0, third)), static_cast<Real>(std::ldexp(1.0, third)),
+                            static_cast<Real>(std::ldexp(1.0, total - 2 * third))};
+    gather_gradient(search.query(i), neighbour, weight, request_.k, problem_.columns, factor, grad);
   }
 
   const Problem& problem_;

@@ -18,23 +18,32 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-// The tile multiplies "steps" of four bytes: one float, or two bf16.
+// The tile multiplies "steps" of four bytes: one float, or two bf16. `accumulate` adds one step: a reference's word times
+// each lane's.
 struct FloatOperand {
   static constexpr int per_step = 1;
-  static f32x16 round(const f32x16& v) { return v; }
-  static void store(const f32x16& v, void* out) { std::memcpy(out, &v, sizeof v); }
+  static Floats round(const Floats& v) { return v; }
+  static void store(const Floats& v, void* out) { std::memcpy(out, &v, sizeof v); }
+  static void accumulate(Floats& sum, uint32_t y, const Words& q) {
+    float f;
+    std::memcpy(&f, &y, sizeof f);
+    sum += f * (Floats)q;
+  }
 };
 
-#if defined(__AVX512BF16__)
+#if LDREG_SIMD_AVX512 && defined(__AVX512BF16__)
 struct Bf16Operand {
   static constexpr int per_step = 2;
-  static f32x16 round(const f32x16& v) {
+  static Floats round(const Floats& v) {
     const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
-    return (f32x16)_mm512_slli_epi32(wide, 16);
+    return (Floats)_mm512_slli_epi32(wide, 16);
   }
-  static void store(const f32x16& v, void* out) {
+  static void store(const Floats& v, void* out) {
     const __m256bh narrow = _mm512_cvtneps_pbh((__m512)v);
     std::memcpy(out, &narrow, sizeof narrow);
+  }
+  static void accumulate(Floats& sum, uint32_t y, const Words& q) {
+    sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(y)), (__m512bh)q);
   }
 };
 constexpr bool kHasBf16 = true;
@@ -46,21 +55,28 @@ constexpr bool kHasBf16 = false;
 // Below this many features the tile is not what costs, and bf16's wider error bands only admit more candidates.
 constexpr int64_t kBf16MinColumns = 48;
 
-// 16 consecutive features as floats in the tile's unit: (row - mean) * scale.
+// kLanes consecutive features as floats in the tile's unit: (row - mean) * scale; zeros behind the n-th.
 template <class T>
-inline f32x16 scaled16(const T* row, const typename Compute<T>::Real* centre, typename Compute<T>::Real scale, int64_t n) {
-  if constexpr (lanes<T> == 16) {
-    const f32x16 v = n >= 16 ? load(row) : load_tail(row, n);
-    return v * scale - load(centre);
+inline Floats scaled(const T* row, const typename Compute<T>::Real* centre, typename Compute<T>::Real scale, int64_t n) {
+  constexpr int w = lanes<T>;
+  Floats v;
+  if constexpr (w == kLanes) {
+    v = (n >= w ? load(row) : load_tail(row, n)) * scale - load(centre);
   } else {
-    f32x8 halves[2] = {};
-    for (int h = 0; h < 2 && n > 8 * h; ++h) {
-      const f64x8 v = n >= 8 * h + 8 ? load(row + 8 * h) : load_tail(row + 8 * h, n - 8 * h);
-      halves[h] = __builtin_convertvector(v * scale - load(centre + 8 * h), f32x8);
+    HalfFloats halves[2] = {};
+    for (int h = 0; h < 2 && n > w * h; ++h) {
+      const Doubles part = n >= w * (h + 1) ? load(row + w * h) : load_tail(row + w * h, n - w * h);
+      halves[h] = __builtin_convertvector(part * scale - load(centre + w * h), HalfFloats);
     }
-    return load_raw<f32x16>(halves);
+    v = load_raw<Floats>(halves);
   }
+  for (int64_t c = n; c < kLanes; ++c) v[c] = 0;  // where 0 - centre stands
+  return v;
 }
+
+// Vectors that one float sum may take before it goes on in double: a sum of n equal squares is off by up to n / 2
+// roundings in the same direction, and 32 leave the distance within 5e-7.
+constexpr int kSumSteps = 32;
 
 template <class T>
 class Features {
@@ -96,17 +112,22 @@ class Features {
   void measure(const Real* centre, Real scale, int threads, Control& control, float* norms, float* residuals) const {
     auto body = [&](int64_t b) {
       for (int64_t i = b * kBlock; i < std::min(rows(), (b + 1) * kBlock); ++i) {
-        f32x16 rounded = {}, residual = {}, original = {};
         const T* r = row(i);
-        for (int64_t c = 0; c < columns_; c += 16) {
-          const f32x16 v = mask_columns(scaled16(r + c, centre + c, scale, columns_ - c), columns_ - c);
-          const f32x16 o = Operand::round(v), lost = v - o;
-          rounded += o * o, residual += lost * lost, original += v * v;
+        Doubles all[4] = {};  // of rounded, residual, original
+        for (int64_t from = 0; from < columns_; from += kSumSteps * kLanes) {
+          Floats rounded = {}, residual = {}, original = {};
+          for (int64_t c = from; c < std::min(columns_, from + kSumSteps * kLanes); c += kLanes) {
+            const Floats v = scaled(r + c, centre + c, scale, columns_ - c), o = Operand::round(v), lost = v - o;
+            rounded += o * o, residual += lost * lost, original += v * v;
+          }
+          all[0] += widen(rounded), all[1] += widen(residual), all[2] += widen(original);
         }
+        double sums[4];
+        sum_each(all, sums);
         // fl(x * scale - centre) itself is off by at most 2^-24 of its size (2^-23 leaves room for these sums).
-        norms[i] = static_cast<float>(sum(rounded));
-        residuals[i] = static_cast<float>(std::sqrt(sum(residual)) * 1.001 + 0x1p-23 * std::sqrt(sum(original))) + kUnderflow;
-        if (exact_ && sum(residual) == 0) residuals[i] = 0;
+        norms[i] = static_cast<float>(sums[0]);
+        residuals[i] = static_cast<float>(std::sqrt(sums[1]) * 1.001 + 0x1p-23 * std::sqrt(sums[2])) + kUnderflow;
+        if (exact_ && sums[1] == 0) residuals[i] = 0;
       }
     };
     parallel((rows() + kBlock - 1) / kBlock, threads, control, body);
@@ -116,11 +137,9 @@ class Features {
   template <class Operand>
   void convert(int64_t i, const Real* centre, Real scale, uint32_t* out, int64_t steps) const {
     const T* r = row(i);
-    constexpr int words = 16 / Operand::per_step;
-    for (int64_t c = 0, s = 0; s < steps; c += 16, s += words) {
-      const f32x16 v = c < columns_ ? mask_columns(scaled16(r + c, centre + c, scale, columns_ - c), columns_ - c) : f32x16{};
-      Operand::store(v, out + s);
-    }
+    constexpr int words = kLanes / Operand::per_step;
+    for (int64_t c = 0, s = 0; s < steps; c += kLanes, s += words)
+      Operand::store(scaled(r + c, centre + c, scale, columns_ - c), out + s);
   }
 
   // The tile's unit loses nothing: no centre was subtracted, so x * scale is exact.
@@ -133,13 +152,6 @@ class Features {
   template <class Body>
   static void parallel(int64_t items, int threads, Control& control, Body& body) {
     parallel_items(items, threads, control, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body);
-  }
-
-  // Lanes at and behind column n hold 0 - centre; the padding must be 0.
-  static f32x16 mask_columns(f32x16 v, int64_t n) {
-    if (n < 16)
-      for (int64_t c = n; c < 16; ++c) v[c] = 0;
-    return v;
   }
 
   double largest_magnitude(const T* r) const {

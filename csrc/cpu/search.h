@@ -16,9 +16,9 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-constexpr int kMaxPanels = 8;              // queries in a block: up to 8 panels
-constexpr int kBlockPanels = 4;            // where blocks of one batch meet: B/8 panels can be busy at once
-constexpr int kPairPanels = 2;             // and so many of the one as references at a time
+constexpr int kMaxPanels = 384 / kPanel;    // queries in a block
+constexpr int kBlockPanels = 192 / kPanel;  // where blocks of one batch meet
+constexpr int kPairPanels = 96 / kPanel;    // and so many of the one as references at a time
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kThreadBytes = 8 << 20;   // a block's packed queries and candidate lists
 constexpr int64_t kSymmetricBytes = 60 << 20;
@@ -71,10 +71,10 @@ class Search {
     for (int64_t j = 0; j < y.rows(); j += stride) {
       if (!y.finite(j)) continue;
       ++used;
-      for (int64_t c = 0; c < problem_.columns; c += 16) {
-        const int64_t n = std::min<int64_t>(16, problem_.columns - c);
-        const f32x16 v = scaled16(y.row(j) + c, centre_.get() + c, scale_, n);
-        const f32x16 lost = v - Bf16Operand::round(v);
+      for (int64_t c = 0; c < problem_.columns; c += kLanes) {
+        const int64_t n = std::min<int64_t>(kLanes, problem_.columns - c);
+        const Floats v = scaled(y.row(j) + c, centre_.get() + c, scale_, n);
+        const Floats lost = v - Bf16Operand::round(v);
         for (int64_t l = 0; l < n; ++l) {
           mean[c + l] += v[l], square += double(v[l]) * v[l];
           exact &= lost[l] == 0;
@@ -102,7 +102,7 @@ class Search {
   void prepare(Prepared& p) {
     p.same = problem_.same;
     const int64_t steps = steps_for(problem_.columns, Operand::per_step);
-    const double roundings = double(problem_.columns) / 16 + 24 + dot_roundings(steps, Operand::per_step);
+    const double roundings = kSumSteps + 24 + dot_roundings(steps, Operand::per_step);
     p.gamma = problem_.exact ? static_cast<float>(roundings * 0x1p-24 * 1.01) : 0;
     measure<Operand>(x_, p.gamma, p.x);
     if (!p.same) measure<Operand>(y_, p.gamma, p.y);

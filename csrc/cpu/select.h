@@ -1,4 +1,4 @@
-// Selection by counting: bisect for a value that k of n floats do not exceed. A round is a few vector instructions per 16
+// Selection by counting: bisect for a value that k of n floats do not exceed. A round is a few vector instructions per vector of
 // entries, where quickselect mispredicts a branch or moves an entry for each; topk.h has the portable ones.
 #pragma once
 
@@ -13,10 +13,10 @@ inline namespace LDREG_ISA {
 
 constexpr float kNever = 1e30f;  // larger than any key: the tile's unit has entries near 1
 
-// key[c..c+16), with `filler` from n on (for counting: something no key reaches).
-inline f32x16 block(const float* key, int c, int n, float filler) {
-  if (c + 16 <= n) return load(key + c);
-  f32x16 v = {};
+// key[c..c+kLanes), with `filler` from n on (for counting: something no key reaches).
+inline Floats block(const float* key, int c, int n, float filler) {
+  if (c + kLanes <= n) return load(key + c);
+  Floats v = {};
   v += filler;
   for (int l = 0; c + l < n; ++l) v[l] = key[c + l];
   return v;
@@ -26,21 +26,21 @@ inline f32x16 block(const float* key, int c, int n, float filler) {
 // vector instructions a round where a selection would mispredict a branch a key.
 inline float at_least(const float* key, int n, int k, int rounds = 16) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  f32x16 low = {}, high = {};
+  Floats low = {}, high = {};
   low += infinity, high -= infinity;
-  for (int c = 0; c < n; c += 16) {
-    const f32x16 v = block(key, c, n, key[0]);
+  for (int c = 0; c < n; c += kLanes) {
+    const Floats v = block(key, c, n, key[0]);
     low = v < low ? v : low, high = v > high ? v : high;
   }
   float lo = low[0], hi = high[0];
-  for (int l = 1; l < 16; ++l) lo = std::min(lo, low[l]), hi = std::max(hi, high[l]);
+  for (int l = 1; l < kLanes; ++l) lo = std::min(lo, low[l]), hi = std::max(hi, high[l]);
   for (int round = 0; round < rounds; ++round) {
     const float mid = lo + (hi - lo) * 0.5f;
     if (!(lo < mid && mid < hi)) break;
-    i32x16 below = {};
-    for (int c = 0; c < n; c += 16) below -= block(key, c, n, infinity) <= mid;
+    Ints below = {};
+    for (int c = 0; c < n; c += kLanes) below -= block(key, c, n, infinity) <= mid;
     int count = 0;
-    for (int l = 0; l < 16; ++l) count += below[l];
+    for (int l = 0; l < kLanes; ++l) count += below[l];
     if (count >= k) hi = mid;
     else lo = mid;
     if (count == k) break;

@@ -1,36 +1,61 @@
-// Sixteen lanes on every machine: compiler vector types, with intrinsics only where the compiler has no way to say it.
+// Vectors as wide as this unit's instruction set: compiler vector types, with intrinsics where the compiler has no way to
+// say it, or says it badly.
 //
-// A 64-byte vector is one AVX-512 register, two AVX2 ones, four SSE or NEON ones; lane order, and so every sum, is the
-// same on all of them. Also here: loading 16 (8) features of any dtype, with a tail shorter than a vector.
+// 64 bytes with AVX-512, 32 with AVX2, 16 elsewhere (SSE2, NEON). A wider type than the registers would pass every sum
+// through memory: GCC has no mode for it. Here: loading kLanes features of any dtype, with a tail shorter than a vector;
+// sums over lanes; gather, compress and comparison masks. Nothing here knows what the numbers mean.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../lid_math.h"
 #include "blocks.h"
 
 #if LDREG_X86
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// A test may ask for wider vectors than the machine's, to run the code of a set that the machine lacks.
+#if defined(LDREG_VECTOR_BYTES)
+#elif defined(__AVX512F__)
+#define LDREG_VECTOR_BYTES 64
+#define LDREG_SIMD_AVX512 1
+#elif defined(__AVX2__)
+#define LDREG_VECTOR_BYTES 32
+#define LDREG_SIMD_AVX2 1
+#else
+#define LDREG_VECTOR_BYTES 16
+#if defined(__SSE2__)
+#define LDREG_SIMD_SSE2 1
+#elif defined(__aarch64__)
+#define LDREG_SIMD_NEON 1
+#endif
 #endif
 
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef double f64x8 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
+constexpr int kVectorBytes = LDREG_VECTOR_BYTES;
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
 
 // The type distances and gradients are computed in, and its vector.
-template <class T> struct Compute { using Real = float; using Vec = f32x16; };
-template <> struct Compute<double> { using Real = double; using Vec = f64x8; };
-template <class T> constexpr int lanes = 64 / sizeof(typename Compute<T>::Real);
+template <class T> struct Compute { using Real = float; using Vec = Floats; };
+template <> struct Compute<double> { using Real = double; using Vec = Doubles; };
+template <class T> constexpr int lanes = kVectorBytes / sizeof(typename Compute<T>::Real);
 
 template <class V, class T>
 inline V load_raw(const T* p) {
@@ -39,21 +64,34 @@ inline V load_raw(const T* p) {
   return v;
 }
 
-inline f32x16 load(const float* p) { return load_raw<f32x16>(p); }
-inline f64x8 load(const double* p) { return load_raw<f64x8>(p); }
-inline f32x16 load(const bf16* p) {
-  return (f32x16)(__builtin_convertvector(load_raw<u16x16>(p), u32x16) << 16);
+inline Floats load(const float* p) { return load_raw<Floats>(p); }
+inline Doubles load(const double* p) { return load_raw<Doubles>(p); }
+inline Floats load(const bf16* p) {
+#if LDREG_SIMD_SSE2
+  return (Floats)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  return (Floats)(__builtin_convertvector(load_raw<HalfWords>(p), Words) << 16);
+#endif
 }
-inline f32x16 load(const f16* p) {
-#if defined(__AVX512F__)
-  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+inline Floats load(const f16* p) {
+#if LDREG_SIMD_AVX512
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif LDREG_SIMD_AVX2
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif LDREG_SIMD_NEON
+  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   // Half to float by arithmetic: put exponent and mantissa in place, rescale by 2^112, patch Inf and NaN.
-  const u32x16 bits = __builtin_convertvector(load_raw<u16x16>(p), u32x16);
-  const u32x16 magnitude = (bits & 0x7fffu) << 13;
-  const f32x16 scaled = (f32x16)magnitude * 0x1p112f;
-  const u32x16 special = (u32x16)((i32x16)(bits & 0x7c00u) == 0x7c00) & 0x7f800000u;
-  return (f32x16)((u32x16)scaled | special | ((bits & 0x8000u) << 16));
+#if LDREG_SIMD_SSE2
+  const Words bits =
+      (Words)_mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
+#else
+  const Words bits = __builtin_convertvector(load_raw<HalfWords>(p), Words);
+#endif
+  const Words magnitude = (bits & 0x7fffu) << 13;
+  const Floats scaled = (Floats)magnitude * 0x1p112f;
+  const Words special = (Words)((Ints)(bits & 0x7c00u) == 0x7c00) & 0x7f800000u;
+  return (Floats)((Words)scaled | special | ((bits & 0x8000u) << 16));
 #endif
 }
 
@@ -65,68 +103,115 @@ inline typename Compute<T>::Vec load_tail(const T* p, int64_t n) {
   return load(buffer);
 }
 
-// All lanes in eight doubles: adding up sixteen floats in float would cost more accuracy than all that went before.
-inline f64x8 widen(const f64x8& v) { return v; }
-inline f64x8 widen(const f32x16& v) {
-  f32x8 halves[2];
+// The lower and the upper half of the lanes, added in double: adding up floats in float would cost more accuracy than
+// all that went before.
+inline Doubles widen(const Doubles& v) { return v; }
+inline Doubles widen(const Floats& v) {
+#if LDREG_SIMD_AVX512
+  return (Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)) +
+         (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif LDREG_SIMD_AVX2
+  return (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)) +
+         (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif LDREG_SIMD_SSE2
+  return (Doubles)_mm_cvtps_pd((__m128)v) + (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#else
+  HalfFloats halves[2];
   std::memcpy(halves, &v, sizeof v);
-  return __builtin_convertvector(halves[0], f64x8) + __builtin_convertvector(halves[1], f64x8);
+  return __builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles);
+#endif
 }
 
-// out[r] = the sum of v[r]'s lanes: four sums share three levels of additions.
-inline void sum_each(const f64x8 (&v)[4], double* out) {
-  f64x8 pair[2];  // [v0 v1 v0 v1 v0 v1 v0 v1]: each entry two lanes of its vector
+// out[r] = the sum of v[r]'s lanes: four sums share their additions.
+inline void sum_each(const Doubles (&v)[4], double* out) {
+#if LDREG_VECTOR_BYTES == 64
+  Doubles pair[2];  // [v0 v1 v0 v1 v0 v1 v0 v1]: each entry two lanes of its vector
   for (int p = 0; p < 2; ++p)
     pair[p] = __builtin_shufflevector(v[2 * p], v[2 * p + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
               __builtin_shufflevector(v[2 * p], v[2 * p + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-  const f64x8 quad = __builtin_shufflevector(pair[0], pair[1], 0, 1, 8, 9, 4, 5, 12, 13) +
-                     __builtin_shufflevector(pair[0], pair[1], 2, 3, 10, 11, 6, 7, 14, 15);
+  const Doubles quad = __builtin_shufflevector(pair[0], pair[1], 0, 1, 8, 9, 4, 5, 12, 13) +
+                       __builtin_shufflevector(pair[0], pair[1], 2, 3, 10, 11, 6, 7, 14, 15);
   for (int r = 0; r < 4; ++r) out[r] = quad[r] + quad[r + 4];
+#elif LDREG_VECTOR_BYTES == 32
+  Doubles pair[2];  // [v0 v1 v0 v1]
+  for (int p = 0; p < 2; ++p)
+    pair[p] = __builtin_shufflevector(v[2 * p], v[2 * p + 1], 0, 4, 2, 6) +
+              __builtin_shufflevector(v[2 * p], v[2 * p + 1], 1, 5, 3, 7);
+  const Doubles quad =
+      __builtin_shufflevector(pair[0], pair[1], 0, 1, 4, 5) + __builtin_shufflevector(pair[0], pair[1], 2, 3, 6, 7);
+  std::memcpy(out, &quad, sizeof quad);
+#else
+  for (int p = 0; p < 2; ++p) {
+    const Doubles pair = __builtin_shufflevector(v[2 * p], v[2 * p + 1], 0, 2) +
+                         __builtin_shufflevector(v[2 * p], v[2 * p + 1], 1, 3);
+    std::memcpy(out + 2 * p, &pair, sizeof pair);
+  }
+#endif
 }
 
 template <class V>
 inline double sum(const V& v) {
-  const f64x8 wide[4] = {widen(v), {}, {}, {}};
+  const Doubles wide[4] = {widen(v), {}, {}, {}};
   double out[4];
   sum_each(wide, out);
   return out[0];
 }
 
-// base[index[i]] for sixteen indices.
-inline f32x16 gather(const float* base, const i32x16& index) {
-#if defined(__AVX512F__)
-  return (f32x16)_mm512_i32gather_ps((__m512i)index, base, 4);
+// base[index[l]] for kLanes indices.
+inline Floats gather(const float* base, const int* index) {
+#if LDREG_SIMD_AVX512
+  return (Floats)_mm512_i32gather_ps(_mm512_loadu_si512(index), base, 4);
+#elif LDREG_SIMD_AVX2  // loads and inserts: no slower than the instruction, and much faster where that is patched
+  return Floats{base[index[0]], base[index[1]], base[index[2]], base[index[3]],
+                base[index[4]], base[index[5]], base[index[6]], base[index[7]]};
 #else
-  f32x16 v;
-  for (int i = 0; i < 16; ++i) v[i] = base[index[i]];
+  Floats v;
+  for (int l = 0; l < kLanes; ++l) v[l] = base[index[l]];
   return v;
 #endif
 }
 
-// Write the lanes whose bit is set to out, in order; up to 16 elements from out on may be overwritten.
+#if LDREG_SIMD_AVX2
+// For every mask of eight lanes, the lanes whose bit is set, in order, one byte each.
+struct LaneTable {
+  uint64_t lanes[256];
+  constexpr LaneTable() : lanes() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 7; lane >= 0; --lane)
+        if (mask >> lane & 1) lanes[mask] = lanes[mask] << 8 | uint64_t(lane);
+  }
+};
+inline constexpr LaneTable kLaneTable;
+#endif
+
+// Write the lanes whose bit is set to out, in order; up to kLanes elements from out on may be overwritten.
 template <class V>
 inline void compress(void* out, const V& v, unsigned mask) {
-#if defined(__AVX512F__)
+#if LDREG_SIMD_AVX512
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(mask), (__m512i)v));
+#elif LDREG_SIMD_AVX2
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kLaneTable.lanes[mask])));
+  _mm256_storeu_si256(static_cast<__m256i*>(out), _mm256_permutevar8x32_epi32((__m256i)v, order));
 #else
   auto* to = static_cast<std::remove_cv_t<std::remove_reference_t<decltype(v[0])>>*>(out);
-  for (int i = 0; i < 16; ++i) *to = v[i], to += mask >> i & 1;
+  for (int l = 0; l < kLanes; ++l) *to = v[l], to += mask >> l & 1;
 #endif
 }
 
-// Bit i set where a[i] <= b[i]; NaN compares false.
-inline unsigned mask_less_equal(const f32x16& a, const f32x16& b) {
-#if defined(__AVX512F__)
+// Bit l set where a[l] <= b[l]; NaN compares false.
+inline unsigned mask_less_equal(const Floats& a, const Floats& b) {
+#if LDREG_SIMD_AVX512
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
-#elif defined(__AVX__)
-  __m256 a2[2], b2[2];
-  std::memcpy(a2, &a, 64), std::memcpy(b2, &b, 64);
-  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a2[0], b2[0], _CMP_LE_OQ))) |
-         unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a2[1], b2[1], _CMP_LE_OQ))) << 8;
+#elif LDREG_SIMD_AVX2
+  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ)));
+#elif LDREG_SIMD_SSE2
+  return unsigned(_mm_movemask_ps(_mm_cmple_ps((__m128)a, (__m128)b)));
+#elif LDREG_SIMD_NEON
+  return vaddvq_u32(vandq_u32(vcleq_f32((float32x4_t)a, (float32x4_t)b), uint32x4_t{1, 2, 4, 8}));
 #else
-  const i32x16 m = a <= b;
+  const Ints m = a <= b;
   unsigned mask = 0;
-  for (int i = 0; i < 16; ++i) mask |= unsigned(m[i] & 1) << i;
+  for (int l = 0; l < kLanes; ++l) mask |= unsigned(m[l] & 1) << l;
   return mask;
 #endif
 }

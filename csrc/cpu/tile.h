@@ -12,17 +12,21 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kVectors = 3, kTileRows = 8;  // 24 accumulators of 32 registers
+// kTileRows * kVectors sums, kVectors lanes and a broadcast word fill the registers; kPanel is a multiple of kTileRows.
+#if LDREG_VECTOR_BYTES == 64
+constexpr int kVectors = 3, kTileRows = 8;  // 28 of 32
+#elif LDREG_VECTOR_BYTES == 32
+constexpr int kVectors = 3, kTileRows = 4;  // 16 of 16
+#elif defined(__aarch64__)
+constexpr int kVectors = 4, kTileRows = 4;  // 21 of 32
 #else
-constexpr int kVectors = 1, kTileRows = 4;  // with AVX2: 8 of 16, and 16 lanes are whole tiles
+constexpr int kVectors = 2, kTileRows = 4;  // 12 of 16, with a product that is no operand of its addition
 #endif
-constexpr int kPanel = 16 * kVectors;
+constexpr int kPanel = kLanes * kVectors;
 constexpr int kStepBlock = 128;
 
 inline int64_t steps_for(int64_t columns, int per_step) {
-  const int words = 16 / per_step;  // whole vectors of 16 features
-  return (columns + 15) / 16 * words;
+  return (columns + kLanes - 1) / kLanes * (kLanes / per_step);  // whole vectors of features
 }
 
 // Roundings a dot product can suffer: one for every product within a block of steps, one for every block.
@@ -30,40 +34,27 @@ inline int64_t dot_roundings(int64_t steps, int per_step) {
   return std::min<int64_t>(steps, kStepBlock) * per_step + steps / kStepBlock + 1;
 }
 
-template <class Operand>
-inline void multiply_accumulate(f32x16& sum, uint32_t y, const u32x16& q) {
-#if defined(__AVX512BF16__)
-  if constexpr (Operand::per_step == 2) {
-    sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(y)), (__m512bh)q);
-    return;
-  }
-#endif
-  float f;
-  std::memcpy(&f, &y, sizeof f);
-  sum += f * (f32x16)q;
-}
-
 // products[r][lane] (+)= y[r] . q[lane] over `steps` steps; word s of row r is y[r * row_stride + s * StepStride].
 template <class Operand, int StepStride>
 inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stride, int64_t steps, bool first,
                           float* products) {
-  f32x16 sum[kTileRows][kVectors];
+  Floats sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = f32x16{};
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = Floats{};
   for (int64_t s = 0; s < steps; ++s) {
-    u32x16 lane[kVectors];
-    for (int v = 0; v < kVectors; ++v) lane[v] = load_raw<u32x16>(q + s * kPanel + 16 * v);
+    Words lane[kVectors];
+    for (int v = 0; v < kVectors; ++v) lane[v] = load_raw<Words>(q + s * kPanel + kLanes * v);
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) multiply_accumulate<Operand>(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
+      for (int v = 0; v < kVectors; ++v) Operand::accumulate(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
   }
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) {
-      float* out = products + r * kPanel + 16 * v;
+      float* out = products + r * kPanel + kLanes * v;
       // A block of steps is summed on its own and added once: continuing the old sum would round at every step of all.
       if (!first) sum[r][v] += load(out);
-      std::memcpy(out, &sum[r][v], 64);
+      std::memcpy(out, &sum[r][v], sizeof sum[r][v]);
     }
 }
 
