@@ -24,6 +24,7 @@ struct Bounds {
   Buffer<float> residual;  // r_x
   Buffer<float> slack;     // gamma |x^|^2 + r_x^2: a key's own share of its error
   Buffer<float> bias;      // norm - slack
+  Buffer<float> unit;      // of the row's integers
 };
 
 class Candidates {
@@ -46,13 +47,13 @@ class Candidates {
   // List i belongs to a query with these bounds; `self` is its own row among the references, or -1.
   void open(int64_t i, float norm, float residual, int64_t self) {
     norm_[i] = norm, residual_[i] = residual, self_[i] = int(self);
-    count_[i] = 0, trigger_[i] = std::min(room_, wanted_ + 192);
+    count_[i] = 0, trigger_[i] = std::min(room_, wanted_ + 32);
     set_threshold(i, 1e9f);
   }
 
   // products[panel][row][lane]: offer references y_first..y_first+rows to the lists first..first+panels*kPanel (the
   // lanes); `padded` is the number of rows between panels.
-  void offer_to_lanes(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
+  LDREG_HOT void offer_to_lanes(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
                       const Bounds& y) {
     for (int64_t p = 0; p < panels; ++p) {
       for (int r = 0; r < rows; ++r) {
@@ -74,7 +75,7 @@ class Candidates {
 
   // The same tile the other way round: offer references y_first..y_first+panels*kPanel (the lanes) to the lists
   // first..first+rows (the rows).
-  void offer_to_rows(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
+  LDREG_HOT void offer_to_rows(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
                      const Bounds& y) {
     for (int r = 0; r < rows; ++r) {
       const int64_t list = first + r;
@@ -125,7 +126,7 @@ class Candidates {
   __attribute__((noinline)) void make_room(int64_t i, const Bounds& y) {
     compact(i, y);
     if (count_[i] > room_ - 64) close(i, self_[i]), overflowed_[i] = 1;
-    else trigger_[i] = std::min(room_, std::max(2 * count_[i], count_[i] + 256));
+    else trigger_[i] = std::min(room_, std::max(3 * count_[i] / 2, count_[i] + 48));
   }
 
   // No reference passes the filter of a closed list.

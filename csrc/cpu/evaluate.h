@@ -110,7 +110,7 @@ class Evaluator {
     double d2[4];
     for (int c = from; c < to; c += 4) {
       for (int r = 0; r < 4; ++r) rows[r] = y_.row(index[std::min(c + r, to - 1)]);
-      squared_distances<1>(&own, rows, columns_, d2);
+      squared_distances(own, rows, columns_, d2);
       for (int r = 0; r < 4 && c + r < to; ++r) e.list[c + r] = Neighbour{d2[r], index[c + r]};
     }
   }

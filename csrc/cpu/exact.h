@@ -1,9 +1,9 @@
 // Exact evaluation: squared distances as sums of squared differences, and the gradient gathered from the same rows.
 //
 // d2_ij = sum_c (x_ic - y_jc)^2 in Real (float; double for double features), kColumnBlock columns at a time whose sums
-// are added in double, in one fixed order for every caller, so that a pair's distance has one value. No matrix-product
-// form: no cancellation at any offset; no long float sums: as exact at D = 65536 as at 16. What leaves the number range
-// is taken again on another scale (`beyond_range`), which covers every distance that is a finite number.
+// are added in double. No matrix-product form: no cancellation at any offset; no long float sums: as exact at D = 65536
+// as at 16. What leaves the number range is taken again on another scale (`beyond_range`), which covers every distance
+// that is a finite number. For scattered references; direct.h has the same sums for blocks of pairs.
 //   gradient of ln LID_i:  sum_j (w_j / d_j) (x_i - y_j), differences again.
 #pragma once
 
@@ -63,47 +63,35 @@ inline double beyond_range(const T* x, const T* y, int64_t columns, double d2) {
   return square >= kLeastSquare && square <= kMostSquare ? square : coded_square(std::sqrt(total), unit);
 }
 
-// d2[q * 4 + r] (+)= the squares of columns from..to of x[q] - y[r]: Q queries share the loads of four references and
-// these the loads of the queries, so that arithmetic and not the cache is the limit from Q = 4 on. (Fetching the next four
-// rows meanwhile was slower: rows are long enough for the hardware's prefetcher, and the loads compete.)
-template <int Q, class T>
-inline void add_squares(const T* const* x, const T* const* y, int64_t from, int64_t to, double* d2) {
+// d2[r] = |x - y[r]|^2: four references share the loads of the query. (Fetching the next four rows meanwhile was slower:
+// rows are long enough for the hardware's prefetcher, and the loads compete.)
+template <class T>
+LDREG_HOT void add_squares(const T* x, const T* const* y, int64_t columns, double* d2) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>;
-  for (int64_t c = from; c < to;) {
-    const int64_t end = std::min(to, c + kColumnBlock<T>);
-    Vec sum[Q][4] = {};
+  const T* row[4] = {y[0], y[1], y[2], y[3]};
+  Doubles total[4] = {};
+  for (int64_t c = 0; c < columns;) {
+    const int64_t end = std::min(columns, c + kColumnBlock<T>);
+    Vec sum[4] = {};
     for (; c + w <= end; c += w) {
-      Vec own[Q];
-      for (int q = 0; q < Q; ++q) own[q] = load(x[q] + c);
+      const Vec own = load(x + c);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
-        const Vec other = load(y[r] + c);
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-          const Vec d = own[q] - other;
-          sum[q][r] += d * d;
-        }
+        const Vec d = own - load(row[r] + c);
+        sum[r] += d * d;
       }
     }
     if (c < end) {
       for (int r = 0; r < 4; ++r) {
-        const Vec other = load_tail(y[r] + c, end - c);
-        for (int q = 0; q < Q; ++q) {
-          const Vec d = load_tail(x[q] + c, end - c) - other;
-          sum[q][r] += d * d;
-        }
+        const Vec d = load_tail(x + c, end - c) - load_tail(row[r] + c, end - c);
+        sum[r] += d * d;
       }
       c = end;
     }
-    for (int q = 0; q < Q; ++q) {
-      Doubles wide[4];
-      for (int r = 0; r < 4; ++r) wide[r] = widen(sum[q][r]);
-      double part[4];
-      sum_each(wide, part);
-      for (int r = 0; r < 4; ++r) d2[q * 4 + r] += part[r];
-    }
+    for (int r = 0; r < 4; ++r) total[r] += widen(sum[r]);
   }
+  sum_each(total, d2);
 }
 
 // Whether a sum of squares can be trusted; else `beyond_range`.
@@ -112,43 +100,41 @@ inline bool in_range(double d2) {
   return sizeof(typename Compute<T>::Real) == 8 ? d2 >= kLeastSquare && d2 <= kMostSquare : d2 >= 1e-30 && d2 <= 1e36;
 }
 
-template <int Q, class T>
-inline void squared_distances(const T* const* x, const T* const* y, int64_t columns, double* d2) {
-  std::memset(d2, 0, Q * 4 * sizeof *d2);
-  add_squares<Q>(x, y, 0, columns, d2);
-  for (int p = 0; p < Q * 4; ++p)
-    if (!in_range<T>(d2[p])) d2[p] = beyond_range(x[p / 4], y[p % 4], columns, d2[p]);
+template <class T>
+inline void squared_distances(const T* x, const T* const* y, int64_t columns, double* d2) {
+  add_squares(x, y, columns, d2);
+  for (int r = 0; r < 4; ++r)
+    if (!in_range<T>(d2[r])) d2[r] = beyond_range(x, y[r], columns, d2[r]);
 }
 
-#if LDREG_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kGradientVectors = 8;  // of 32 registers
-#else
-constexpr int kGradientVectors = 4;  // of 16
-#endif
-constexpr int kPrefetchRows = 6;  // rows are scattered: what the hardware does not foresee is asked for so far ahead
+// Neighbours whose rows are read side by side: enough streams for the hardware to fetch ahead of, and, with x and the
+// gradient, not more lines than an L1 set of eight holds (rows of a power of two bytes all fall into one set).
+constexpr int kGradientRows = 6;
 
-// V vectors of the gradient from column c on: see gather_gradient.
-template <int V, class T, class Row>
-inline void gather_columns(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n, int64_t c,
-                           const typename Compute<T>::Real (&factor)[3], typename Compute<T>::Real* grad) {
+// grad[0..columns) (+)= sum_r weight[r] (x - y[r]).
+template <class T>
+LDREG_HOT void add_weighted(const T* x, const T* const* y, const typename Compute<T>::Real* weight, int64_t columns,
+                            bool first, typename Compute<T>::Real* grad) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>;
-  Vec own[V], sum[V] = {};
-  for (int v = 0; v < V; ++v) own[v] = load(x + c + v * w);
-  for (int j = 0; j < n; ++j) {
-    const T* y = row(j) + c;
-    if (V > 1) {
-      const char* later = reinterpret_cast<const char*>(row(std::min(j + kPrefetchRows, n - 1)) + c);
-#pragma GCC unroll 8
-      for (int line = 0; line < V * w * int(sizeof(T)); line += 64) __builtin_prefetch(later + line);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[v] += weight[j] * (own[v] - load(y + v * w));
+  Vec factor[kGradientRows];
+  const T* row[kGradientRows];
+  for (int r = 0; r < kGradientRows; ++r) factor[r] = Vec{} + weight[r], row[r] = y[r];
+  int64_t c = 0;
+  for (; c + w <= columns; c += w) {
+    Vec sum = {};
+    if (!first) sum = load(grad + c);
+    const Vec own = load(x + c);
+#pragma GCC unroll 6
+    for (int r = 0; r < kGradientRows; ++r) sum += factor[r] * (own - load(row[r] + c));
+    std::memcpy(grad + c, &sum, sizeof sum);
   }
-  for (int v = 0; v < V; ++v) {
-    const Vec g = sum[v] * factor[0] * factor[1] * factor[2];
-    std::memcpy(grad + c + v * w, &g, sizeof g);
-  }
+  if (c == columns) return;
+  const int64_t m = columns - c;
+  Vec sum = {};
+  if (!first) sum = load_tail(grad + c, m);
+  for (int r = 0; r < kGradientRows; ++r) sum += factor[r] * (load_tail(x + c, m) - load_tail(row[r] + c, m));
+  std::memcpy(grad + c, &sum, m * sizeof(sum[0]));
 }
 
 // grad[0..columns) = f0 f1 f2 sum_j weight[j] (x - y_j), for the n rows y_j = row(j). The factors are multiplied in one
@@ -156,19 +142,17 @@ inline void gather_columns(const T* x, Row&& row, const typename Compute<T>::Rea
 template <class T, class Row>
 inline void gather_gradient(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n, int64_t columns,
                             const typename Compute<T>::Real (&factor)[3], typename Compute<T>::Real* grad) {
-  using Vec = typename Compute<T>::Vec;
-  constexpr int w = lanes<T>;
-  int64_t c = 0;
-  for (; c + kGradientVectors * w <= columns; c += kGradientVectors * w)
-    gather_columns<kGradientVectors>(x, row, weight, n, c, factor, grad);
-  for (; c + w <= columns; c += w) gather_columns<1>(x, row, weight, n, c, factor, grad);
-  if (c == columns) return;
-  const int64_t m = columns - c;
-  const Vec own = load_tail(x + c, m);
-  Vec sum = {};
-  for (int j = 0; j < n; ++j) sum += weight[j] * (own - load_tail(row(j) + c, m));
-  const Vec g = sum * factor[0] * factor[1] * factor[2];
-  std::memcpy(grad + c, &g, m * sizeof(g[0]));
+  using Real = typename Compute<T>::Real;
+  for (int j = 0; j < n; j += kGradientRows) {
+    const T* rows[kGradientRows];
+    Real weights[kGradientRows];
+    for (int r = 0; r < kGradientRows; ++r) {
+      rows[r] = row(std::min(j + r, n - 1));
+      weights[r] = j + r < n ? weight[j + r] : 0;
+    }
+    add_weighted(x, rows, weights, columns, j == 0, grad);
+  }
+  for (int64_t c = 0; c < columns; ++c) grad[c] = grad[c] * factor[0] * factor[1] * factor[2];
 }
 
 // The same in double, for distances and weights that the fast form's numbers cannot hold:

@@ -18,10 +18,12 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-// The tile multiplies "steps" of four bytes: one float, or two bf16. `accumulate` adds one step: a reference's word times
-// each lane's.
+// The tile multiplies "steps" of four bytes: one float, or two numbers of sixteen bits. `accumulate` adds one step: a
+// reference's word times each lane's. Integers have a unit for each row, which `value` brings back into its sums.
 struct FloatOperand {
   static constexpr int per_step = 1;
+  static constexpr bool integer = false;
+  using Sum = Floats;
   static Floats round(const Floats& v) { return v; }
   static void store(const Floats& v, void* out) { std::memcpy(out, &v, sizeof v); }
   static void accumulate(Floats& sum, uint32_t y, const Words& q) {
@@ -34,6 +36,8 @@ struct FloatOperand {
 #if LDREG_SIMD_AVX512 && defined(__AVX512BF16__)
 struct Bf16Operand {
   static constexpr int per_step = 2;
+  static constexpr bool integer = false;
+  using Sum = Floats;
   static Floats round(const Floats& v) {
     const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
     return (Floats)_mm512_slli_epi32(wide, 16);
@@ -46,14 +50,52 @@ struct Bf16Operand {
     sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(y)), (__m512bh)q);
   }
 };
-constexpr bool kHasBf16 = true;
+using ShortOperand = Bf16Operand;
+#elif LDREG_SIMD_AVX2 || LDREG_SIMD_SSE2
+// Rows as integers of up to `limit(columns)`, in a unit of their own: twice the products of float in an instruction, as
+// precise as bf16 at the least, and exact sums: a block of steps cannot overflow.
+struct IntegerOperand {
+  static constexpr int per_step = 2;
+  static constexpr bool integer = true;
+  using Sum = Ints;
+  static Floats round(const Floats& v) { return __builtin_convertvector(nearest(v), Floats); }
+  static Ints nearest(const Floats& v) {
+#if LDREG_SIMD_AVX2
+    return (Ints)_mm256_cvtps_epi32((__m256)v);
 #else
-using Bf16Operand = FloatOperand;
-constexpr bool kHasBf16 = false;
+    return (Ints)_mm_cvtps_epi32((__m128)v);
+#endif
+  }
+  static void store(const Floats& v, void* out) {
+#if LDREG_SIMD_AVX2
+    const __m256i integers = (__m256i)nearest(v);
+    const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers, integers), 0x08);
+    _mm_storeu_si128(static_cast<__m128i*>(out), _mm256_castsi256_si128(narrow));
+#else
+    const __m128i integers = (__m128i)nearest(v);
+    _mm_storel_epi64(static_cast<__m128i*>(out), _mm_packs_epi32(integers, integers));
+#endif
+  }
+  static void accumulate(Ints& sum, uint32_t y, const Words& q) {
+#if LDREG_SIMD_AVX2
+    sum += (Ints)_mm256_madd_epi16(_mm256_set1_epi32(int(y)), (__m256i)q);
+#else
+    sum += (Ints)_mm_madd_epi16(_mm_set1_epi32(int(y)), (__m128i)q);
+#endif
+  }
+};
+using ShortOperand = IntegerOperand;
+#else
+using ShortOperand = FloatOperand;
 #endif
 
-// Below this many features the tile is not what costs, and bf16's wider error bands only admit more candidates.
-constexpr int64_t kBf16MinColumns = 48;
+// The largest integer whose products, `features` of them, an int32 can add up.
+inline float integer_limit(int64_t features) {
+  return static_cast<float>(std::min(32767.0, std::floor(std::sqrt(0x7fffffff / double(features)))));
+}
+
+// Below this many features the tile is not what costs, and wider error bands only admit more candidates.
+constexpr int64_t kShortMinColumns = 48;
 
 // kLanes consecutive features as floats in the tile's unit: (row - mean) * scale; zeros behind the n-th.
 template <class T>
@@ -107,39 +149,53 @@ class Features {
     for (int64_t b = 0; b < blocks; ++b) largest_ = std::max(largest_, largest[b]);
   }
 
-  // Squared norm of the rounded row and the residual of rounding, for both operand formats' error bounds.
+  // Squared norm of the rounded row and the residual of rounding; for integers, the unit of each row.
   template <class Operand>
-  void measure(const Real* centre, Real scale, int threads, Control& control, float* norms, float* residuals) const {
+  void measure(const Real* centre, Real scale, float limit, int threads, Control& control, float* norms, float* residuals,
+               float* units) const {
     auto body = [&](int64_t b) {
       for (int64_t i = b * kBlock; i < std::min(rows(), (b + 1) * kBlock); ++i) {
         const T* r = row(i);
+        float unit = 1, inverse = 1;
+        if (Operand::integer) {
+          const float most = largest_scaled(r, centre, scale);
+          unit = most > kSmallestUnit ? most / limit : 0, inverse = unit > 0 ? 1 / unit : 0;
+          units[i] = unit;
+        }
         Doubles all[4] = {};  // of rounded, residual, original
         for (int64_t from = 0; from < columns_; from += kSumSteps * kLanes) {
           Floats rounded = {}, residual = {}, original = {};
           for (int64_t c = from; c < std::min(columns_, from + kSumSteps * kLanes); c += kLanes) {
-            const Floats v = scaled(r + c, centre + c, scale, columns_ - c), o = Operand::round(v), lost = v - o;
+            const Floats v = scaled(r + c, centre + c, scale, columns_ - c);
+            const Floats o = Operand::integer ? Operand::round(v * inverse) * unit : Operand::round(v), lost = v - o;
             rounded += o * o, residual += lost * lost, original += v * v;
           }
           all[0] += widen(rounded), all[1] += widen(residual), all[2] += widen(original);
         }
         double sums[4];
         sum_each(all, sums);
-        // fl(x * scale - centre) itself is off by at most 2^-24 of its size (2^-23 leaves room for these sums).
+        // fl(x * scale - centre), and an integer times its unit, are off by at most 2^-24 of their size each (2^-22 leaves
+        // room for these sums).
         norms[i] = static_cast<float>(sums[0]);
-        residuals[i] = static_cast<float>(std::sqrt(sums[1]) * 1.001 + 0x1p-23 * std::sqrt(sums[2])) + kUnderflow;
+        residuals[i] = static_cast<float>(std::sqrt(sums[1]) * 1.001 + 0x1p-22 * std::sqrt(sums[2])) + kUnderflow;
         if (exact_ && sums[1] == 0) residuals[i] = 0;
       }
     };
     parallel((rows() + kBlock - 1) / kBlock, threads, control, body);
   }
 
-  // Row i as the tile wants it: `steps` words of four bytes, zeros behind the last feature.
+  // Row i as the tile wants it: the words of steps first..last (whole vectors), zeros behind the last feature.
   template <class Operand>
-  void convert(int64_t i, const Real* centre, Real scale, uint32_t* out, int64_t steps) const {
+  void convert(int64_t i, const Real* centre, Real scale, float inverse, int64_t first, int64_t last,
+               uint32_t* out) const {
     const T* r = row(i);
     constexpr int words = kLanes / Operand::per_step;
-    for (int64_t c = 0, s = 0; s < steps; c += kLanes, s += words)
-      Operand::store(scaled(r + c, centre + c, scale, columns_ - c), out + s);
+    int64_t c = first * Operand::per_step;
+    for (int64_t s = first; s < last; c += kLanes, s += words, out += words) {
+      Floats v = scaled(r + c, centre + c, scale, columns_ - c);
+      if (Operand::integer) v *= inverse;
+      Operand::store(v, out);
+    }
   }
 
   // The tile's unit loses nothing: no centre was subtracted, so x * scale is exact.
@@ -147,11 +203,23 @@ class Features {
 
  private:
   static constexpr int64_t kBlock = 64;
+  static constexpr float kSmallestUnit = 1e-30f;  // rows below it are as good as 0 in the tile; their residual says so
   static constexpr float kUnderflow = 1e-17f;  // squares of features below 1e-19 of the largest vanish in these sums
 
   template <class Body>
   static void parallel(int64_t items, int threads, Control& control, Body& body) {
     parallel_items(items, threads, control, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body);
+  }
+
+  float largest_scaled(const T* r, const Real* centre, Real scale) const {
+    Floats most = {};
+    for (int64_t c = 0; c < columns_; c += kLanes) {
+      const Floats v = scaled(r + c, centre + c, scale, columns_ - c), a = v < 0 ? -v : v;
+      most = a > most ? a : most;
+    }
+    float m = 0;
+    for (int l = 0; l < kLanes; ++l) m = std::max(m, most[l]);
+    return m;
   }
 
   double largest_magnitude(const T* r) const {

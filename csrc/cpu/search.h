@@ -18,7 +18,7 @@ inline namespace LDREG_ISA {
 
 constexpr int kMaxPanels = 384 / kPanel;    // queries in a block
 constexpr int kBlockPanels = 192 / kPanel;  // where blocks of one batch meet
-constexpr int kPairPanels = 96 / kPanel;    // and so many of the one as references at a time
+constexpr int kPairPanels = 48 / kPanel;    // and so many of the one as references at a time
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kThreadBytes = 8 << 20;   // a block's packed queries and candidate lists
 constexpr int64_t kSymmetricBytes = 60 << 20;
@@ -40,7 +40,7 @@ class Search {
   // reorder. A row with NaN or Inf has every d2 = +inf.
   template <class Scratch, class Sink>
   void run(Sink&& sink) {
-    if (kHasBf16 && problem_.columns >= kBf16MinColumns) run_with<Bf16Operand, Scratch>(sink);
+    if (problem_.columns >= kShortMinColumns) run_with<ShortOperand, Scratch>(sink);
     else run_with<FloatOperand, Scratch>(sink);
   }
 
@@ -67,14 +67,14 @@ class Search {
     std::fill_n(mean.get(), padded, 0.0);
     int64_t used = 0;
     double square = 0;
-    bool exact = true;
+    bool exact = !ShortOperand::integer;
     for (int64_t j = 0; j < y.rows(); j += stride) {
       if (!y.finite(j)) continue;
       ++used;
       for (int64_t c = 0; c < problem_.columns; c += kLanes) {
         const int64_t n = std::min<int64_t>(kLanes, problem_.columns - c);
         const Floats v = scaled(y.row(j) + c, centre_.get() + c, scale_, n);
-        const Floats lost = v - Bf16Operand::round(v);
+        const Floats lost = v - ShortOperand::round(v);
         for (int64_t l = 0; l < n; ++l) {
           mean[c + l] += v[l], square += double(v[l]) * v[l];
           exact &= lost[l] == 0;
@@ -90,7 +90,7 @@ class Search {
     for (int64_t c = 0; c < problem_.columns; ++c) centre_[c] = static_cast<Real>(mean[c]);
   }
 
-  // Norms and residuals of all rows in one operand format.
+  // Norms and residuals of all rows in one operand format, and the units of its numbers.
   struct Prepared {
     Bounds x, y;
     bool same;
@@ -102,7 +102,7 @@ class Search {
   void prepare(Prepared& p) {
     p.same = problem_.same;
     const int64_t steps = steps_for(problem_.columns, Operand::per_step);
-    const double roundings = kSumSteps + 24 + dot_roundings(steps, Operand::per_step);
+    const double roundings = kSumSteps + 24 + double(dot_roundings<Operand>(steps));
     p.gamma = problem_.exact ? static_cast<float>(roundings * 0x1p-24 * 1.01) : 0;
     measure<Operand>(x_, p.gamma, p.x);
     if (!p.same) measure<Operand>(y_, p.gamma, p.y);
@@ -115,13 +115,16 @@ class Search {
     float* residual = bounds.residual.reserve(padded);
     float* slack = bounds.slack.reserve(padded);
     float* bias = bounds.bias.reserve(padded);
+    float* unit = bounds.unit.reserve(padded);
     rows.set_exact(exact_unit_);
-    rows.template measure<Operand>(centre_.get(), scale_, problem_.threads, control_, norm, residual);
+    const float limit = integer_limit(std::min<int64_t>(steps_for(problem_.columns, 1), kStepBlock * Operand::per_step));
+    rows.template measure<Operand>(centre_.get(), scale_, limit, problem_.threads, control_, norm, residual, unit);
     for (int64_t i = 0; i < padded; ++i) {
       if (i >= n || !rows.finite(i)) norm[i] = kNever, residual[i] = 0;
       else if (!problem_.exact) residual[i] = 0;
       slack[i] = gamma * norm[i] + residual[i] * residual[i];
       bias[i] = norm[i] - slack[i];
+      if (i >= n || !rows.finite(i)) unit[i] = 0;
     }
   }
 
@@ -131,7 +134,7 @@ class Search {
     for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
     const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
     DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
-    if (int64_t(wanted_) * kDirectShare >= y_rows()) {
+    if (y_rows() <= kDirectRowsAlways || y_rows() <= int64_t(wanted_) * kDirectShare) {
       if (problem_.same && direct.batch_fits(x_.rows(), kSymmetricBytes)) direct.template batch<Scratch>(ids.get(), done);
       else direct.template rows<Scratch>(ids.get(), x_.rows(), done);
       return;
@@ -179,25 +182,29 @@ class Search {
     Panels<T, Operand> panels(problem_.columns);
     panels.reserve(lanes_used);
     for (int64_t p = 0; p < lanes_used; ++p)
-      panels.pack(p, x_, ids + p * kPanel, std::min<int>(kPanel, count - int(p) * kPanel), centre_.get(), scale_);
+      panels.pack(p, x_, ids + p * kPanel, std::min<int>(kPanel, count - int(p) * kPanel), centre_.get(), scale_,
+                  prepared.x.unit.get());
     Candidates candidates;
     candidates.start(count, wanted_, one_sided_room(), prepared.gamma, problem_.exact);
     for (int i = 0; i < count; ++i) open(candidates, i, prepared.x, ids[i]);
 
     const int64_t steps = panels.steps();
     const int64_t rows = std::max<int64_t>(kTileRows, std::min<int64_t>(kChunkBytes / (4 * steps), 256) / kTileRows * kTileRows);
-    Buffer<uint32_t> chunk(rows * steps);
+    const int64_t stride = row_stride_for(steps);
+    Buffer<uint32_t> chunk(rows * stride);
     Buffer<float> products(rows * lanes_used * kPanel);
     for (int64_t first = 0; first < y.rows(); first += rows) {
       if (control_.stopped()) return;
       const int n = int(std::min(rows, y.rows() - first));
       const int padded = (n + kTileRows - 1) / kTileRows * kTileRows;
       for (int r = 0; r < padded; ++r) {
-        uint32_t* row = chunk.get() + r * steps;
-        if (r < n && y.finite(first + r)) y.template convert<Operand>(first + r, centre_.get(), scale_, row, steps);
+        uint32_t* row = chunk.get() + r * stride;
+        const float unit = bounds.unit[first + r];
+        if (r < n && y.finite(first + r))
+          y.template convert<Operand>(first + r, centre_.get(), scale_, unit > 0 ? 1 / unit : 0, 0, steps, row);
         else std::memset(row, 0, steps * sizeof *row);
       }
-      panels.multiply_rows(0, lanes_used, chunk.get(), padded, products.get());
+      panels.multiply_rows(0, lanes_used, chunk.get(), bounds.unit.get() + first, padded, products.get());
       candidates.offer_to_lanes(products.get(), lanes_used, n, padded, 0, first, bounds);
     }
     finish<Scratch>(candidates, 0, ids, count, bounds, failed, sink);
@@ -220,7 +227,8 @@ class Search {
     Panels<T, Operand> panels(problem_.columns);
     panels.reserve(panel_count);
     auto pack = [&](int64_t p) {
-      panels.pack(p, x_, ids + p * kPanel, int(std::min<int64_t>(kPanel, rows - p * kPanel)), centre_.get(), scale_);
+      panels.pack(p, x_, ids + p * kPanel, int(std::min<int64_t>(kPanel, rows - p * kPanel)), centre_.get(), scale_,
+                  prepared.x.unit.get());
     };
     parallel(panel_count, pack);
     Candidates candidates;
@@ -233,11 +241,13 @@ class Search {
         if (control_.stopped()) return;
         const int64_t width = std::min<int64_t>(kPairPanels, b_first + b_count - p);
         const int offered = int(std::min(width * kPanel, rows - p * kPanel)), padded = int(width) * kPanel;
-        products.reserve(a_count * kPanel * padded);
-        panels.multiply_panels(a_first, a_count, p, width, products.get());
-        candidates.offer_to_lanes(products.get(), a_count, offered, padded, a_first * kPanel, p * kPanel, prepared.x);
-        if (a_first != b_first)
-          candidates.offer_to_rows(products.get(), a_count, offered, padded, p * kPanel, a_first * kPanel, prepared.x);
+        // A block meets itself in strips, each with the lanes from its own first on: the rest is symmetric.
+        const int64_t from = a_first == b_first ? p : a_first, lanes_used = a_first + a_count - from;
+        const int64_t own = a_first == b_first ? width : 0;  // panels of lanes that are these references
+        panels.multiply_panels(from, lanes_used, p, width, products.reserve(a_count * kPanel * padded));
+        candidates.offer_to_lanes(products.get(), lanes_used, offered, padded, from * kPanel, p * kPanel, prepared.x);
+        candidates.offer_to_rows(products.get() + own * padded * kPanel, lanes_used - own, offered, padded, p * kPanel,
+                                 (from + own) * kPanel, prepared.x);
       }
     };
     tournament.play(problem_.threads, control_, match);

@@ -36,6 +36,9 @@
 #endif
 #endif
 
+// A loop worth a function of its own: compiled once, alike for all callers, and found by its name in the machine code.
+#define LDREG_HOT __attribute__((noinline))
+
 namespace ldreg {
 inline namespace LDREG_ISA {
 
@@ -67,8 +70,14 @@ inline V load_raw(const T* p) {
 inline Floats load(const float* p) { return load_raw<Floats>(p); }
 inline Doubles load(const double* p) { return load_raw<Doubles>(p); }
 inline Floats load(const bf16* p) {
-#if LDREG_SIMD_SSE2
+#if LDREG_SIMD_AVX512
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#elif LDREG_SIMD_AVX2
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+#elif LDREG_SIMD_SSE2
   return (Floats)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif LDREG_SIMD_NEON
+  return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16);
 #else
   return (Floats)(__builtin_convertvector(load_raw<HalfWords>(p), Words) << 16);
 #endif
@@ -103,23 +112,40 @@ inline typename Compute<T>::Vec load_tail(const T* p, int64_t n) {
   return load(buffer);
 }
 
-// The lower and the upper half of the lanes, added in double: adding up floats in float would cost more accuracy than
-// all that went before.
-inline Doubles widen(const Doubles& v) { return v; }
-inline Doubles widen(const Floats& v) {
+// The lower and the upper half of the lanes, in double: adding up floats in float would cost more accuracy than all that
+// went before.
+inline void split(const Floats& v, Doubles* low, Doubles* high) {
 #if LDREG_SIMD_AVX512
-  return (Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)) +
-         (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+  *low = (Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+  *high = (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
 #elif LDREG_SIMD_AVX2
-  return (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)) +
-         (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+  *low = (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+  *high = (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
 #elif LDREG_SIMD_SSE2
-  return (Doubles)_mm_cvtps_pd((__m128)v) + (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+  *low = (Doubles)_mm_cvtps_pd((__m128)v), *high = (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
 #else
   HalfFloats halves[2];
   std::memcpy(halves, &v, sizeof v);
-  return __builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles);
+  *low = __builtin_convertvector(halves[0], Doubles), *high = __builtin_convertvector(halves[1], Doubles);
 #endif
+}
+
+inline Doubles widen(const Doubles& v) { return v; }
+inline Doubles widen(const Floats& v) {
+  Doubles low, high;
+  split(v, &low, &high);
+  return low + high;
+}
+
+// to[0..lanes) += v, in double.
+inline void add_to(double* to, const Doubles& v) {
+  const Doubles sum = load(to) + v;
+  std::memcpy(to, &sum, sizeof sum);
+}
+inline void add_to(double* to, const Floats& v) {
+  Doubles low, high;
+  split(v, &low, &high);
+  add_to(to, low), add_to(to + kLanes / 2, high);
 }
 
 // out[r] = the sum of v[r]'s lanes: four sums share their additions.
