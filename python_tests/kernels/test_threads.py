@@ -196,3 +196,24 @@ def test_the_callers_floating_point_mode(features, workers, threads, flush_denor
             outcome.append([*found, lid.detach(), *torch.autograd.grad(lid.sum(), x)])
     for other in outcome[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outcome[0], other, strict=True))
+
+
+def test_the_workers_floating_point_mode():
+    """Nor does the mode that torch's workers were started in, which the caller may have left since."""
+    program = (
+        "import torch, ldreg_kernels as ldk\n"
+        "from ldreg_kernels.kernels import native\n"
+        "native._cpu.always_share(True)\n"
+        "torch.set_num_threads(1)\n"  # torch's own workers would flush some of x
+        "x = torch.randn(700, 48).double().mul(1e-39).float()\n"
+        "torch.set_num_threads(2)\n"
+        "torch.set_flush_denormal(True)\n"
+        "torch.ones(1 << 20).mul(2)\n"  # torch starts its workers
+        "torch.set_flush_denormal(False)\n"
+        "together = [ldk.knn(x, k=20, backend='cpu').distances for _ in range(10)]\n"
+        "torch.set_num_threads(1)\n"
+        "alone = ldk.knn(x, k=20, backend='cpu').distances\n"
+        "assert (alone > 0).all() and all(torch.equal(alone, found) for found in together)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
