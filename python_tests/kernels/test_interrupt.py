@@ -67,7 +67,7 @@ def test_ctrl_c_ends_a_long_run(function):
         out = child.stdout.readline()  # printed as soon as KeyboardInterrupt arrives
         waited = time.monotonic() - sent
         child.wait(timeout=30)
-        rest, errors = child.stdout.read(), child.stderr.read()  # communicate() would miss what readline() took too much
+        rest, errors = child.stdout.read(), child.stderr.read()  # communicate() misses what readline() buffered
     finally:
         child.kill()
     assert out.startswith("ticks "), out + rest + errors
