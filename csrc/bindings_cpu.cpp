@@ -127,6 +127,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "ldreg_kernels CPU kernels over raw addresses; ldreg_kernels.kernels.native is the caller.";
   m.def("borrow_workers", [](uintptr_t parallel) { ldreg::borrow_workers(reinterpret_cast<ldreg::OpenmpParallel>(parallel)); },
         "Use the workers of the OpenMP runtime whose GOMP_parallel is at this address; 0: threads of our own.");
+  m.def("always_share", &ldreg::always_share, py::arg("always"), "Use all threads for work of any size, which only tests want.");
   m.def("isa", [] { return std::string(native_kernels().isa); }, "The instruction set the kernels run with.");
   py::class_<PyProblem>(m, "Problem")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int, bool, uintptr_t, int64_t, int,

@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 namespace ldreg {
 namespace {
@@ -27,11 +30,16 @@ struct Pool {
   size_t bytes = 0;
 };
 
-// Never destroyed: a worker may still give a block back while the process exits.
-Pool& pool() {
-  static Pool* const p = new Pool;
-  return *p;
-}
+// Never destroyed: a worker may still give a block back while the process exits. Made when the library is loaded: a child
+// that is forked while some thread makes it would wait for that thread, which it does not have.
+Pool* const pool = new Pool;
+
+// Such a child would also wait for a thread that held the lock. So whoever forks takes it first, and both sides release it.
+#ifndef _WIN32
+const bool usable = pthread_atfork([] { pool->mutex.lock(); }, [] { pool->mutex.unlock(); }, [] { pool->mutex.unlock(); }) == 0;
+#else
+const bool usable = true;
+#endif
 
 }  // namespace
 
@@ -47,8 +55,8 @@ void prefer_large_pages(void* block, size_t bytes) {
 }
 
 void* take_block(size_t* bytes) {
-  if (*bytes >= kLarge) {
-    Pool& p = pool();
+  if (usable && *bytes >= kLarge) {
+    Pool& p = *pool;
     std::lock_guard<std::mutex> lock(p.mutex);
     size_t best = p.blocks.size();
     for (size_t b = 0; b < p.blocks.size(); ++b)
@@ -68,8 +76,8 @@ void* take_block(size_t* bytes) {
 }
 
 void give_block(void* block, size_t bytes) {
-  if (bytes >= kLarge && bytes <= kPoolBytes) {
-    Pool& p = pool();
+  if (usable && bytes >= kLarge && bytes <= kPoolBytes) {
+    Pool& p = *pool;
     std::lock_guard<std::mutex> lock(p.mutex);
     while (p.bytes + bytes > kPoolBytes) {  // the oldest make room
       std::free(p.blocks.front().data);

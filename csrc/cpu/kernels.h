@@ -19,12 +19,30 @@ void with_dtype(DType dtype, F&& f) {
   }
 }
 
+// What a call takes on one thread, in nanoseconds: to within a factor of about two, which is enough to tell small from
+// large.
+inline double work_of(const Problem& p, bool gradient) {
+  const double columns = double(p.columns), pairs = double(p.x.rows) * double(p.y.rows) / (p.same ? 2 : 1);
+  const double neighbours = double(p.x.rows) * p.k;
+  return pairs * (1 + columns / 30) + neighbours * (20 + columns * (gradient ? 0.5 : 0.25)) + double(p.x.rows) * 1000;
+}
+
+// f(problem, null pointer of the feature type), with as many threads as the work is worth.
+template <class F>
+void run(Problem p, double work, Control& control, F&& f) {
+  p.threads = threads_for(work, p.threads);
+  auto call = [&] { with_dtype(p.dtype, [&](auto* t) { f(p, t); }); };
+  with_team(p.threads, control, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+}
+
 inline void knn_any(const Problem& p, const KnnOutput& out, Control& control) {
-  with_dtype(p.dtype, [&](auto* t) { knn<std::remove_pointer_t<decltype(t)>>(p, out, control); });
+  run(p, work_of(p, false), control,
+      [&](const Problem& own, auto* t) { knn<std::remove_pointer_t<decltype(t)>>(own, out, control); });
 }
 
 inline void lid_any(const Problem& p, const LidRequest& request, const LidOutput& out, Control& control) {
-  with_dtype(p.dtype, [&](auto* t) { lid<std::remove_pointer_t<decltype(t)>>(p, request, out, control); });
+  run(p, work_of(p, out.grad != nullptr), control,
+      [&](const Problem& own, auto* t) { lid<std::remove_pointer_t<decltype(t)>>(own, request, out, control); });
 }
 
 }  // namespace LDREG_ISA

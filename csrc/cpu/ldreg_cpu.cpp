@@ -2,12 +2,14 @@
 #include "ldreg_cpu.h"
 
 #include "../lid_math.h"
+#include "float_mode.h"
 
 namespace ldreg {
 
 template <class Real>
 void ldreg_loss(const Real* lid, const uint8_t* degenerate, int64_t rows, int form_id, double target, Reduction reduction,
                 Real* value, Real* coeff) {
+  const DefaultFloats floats;
   const Form form = static_cast<Form>(form_id);
   const double goal = form == Form::target ? std::log(target) : 0;
   double total = 0;

@@ -207,8 +207,9 @@ class Features {
   static constexpr float kUnderflow = 1e-17f;  // squares of features below 1e-19 of the largest vanish in these sums
 
   template <class Body>
-  static void parallel(int64_t items, int threads, Control& control, Body& body) {
-    parallel_items(items, threads, control, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body);
+  void parallel(int64_t items, int threads, Control& control, Body& body) const {
+    const double work = 0.25 * double(rows()) * double(columns_);
+    parallel_items(items, threads, control, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body, work);
   }
 
   float largest_scaled(const T* r, const Real* centre, Real scale) const {

@@ -230,7 +230,7 @@ class Search {
       panels.pack(p, x_, ids + p * kPanel, int(std::min<int64_t>(kPanel, rows - p * kPanel)), centre_.get(), scale_,
                   prepared.x.unit.get());
     };
-    parallel(panel_count, pack);
+    parallel(panel_count, pack, 0.25 * double(rows) * double(problem_.columns));
     Candidates candidates;
     candidates.start(rows, wanted_, Candidates::room_for(wanted_, 0), prepared.gamma, problem_.exact);
     for (int64_t i = 0; i < rows; ++i) open(candidates, i, prepared.x, i);
@@ -314,8 +314,9 @@ class Search {
   }
 
   template <class Body>
-  void parallel(int64_t items, Body& body) {
-    parallel_items(items, problem_.threads, control_, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body);
+  void parallel(int64_t items, Body& body, double work = std::numeric_limits<double>::infinity()) {
+    parallel_items(items, problem_.threads, control_, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body,
+                   work);
   }
 
   const Problem& problem_;

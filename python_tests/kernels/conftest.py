@@ -1,4 +1,4 @@
-"""Small blocks for the Triton tests: see triton_small.py."""
+"""Small blocks for the Triton tests (see triton_small.py), and all threads for small work on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton_small import Small
 
-from ldreg_kernels.kernels import triton_backend, tuning
+from ldreg_kernels.kernels import native, triton_backend, tuning
 
 
 @pytest.fixture
@@ -35,3 +35,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Small]:
     triton_backend.forget_plans()
     yield chosen
     triton_backend.forget_plans()
+
+
+@pytest.fixture
+def shared() -> Iterator[None]:
+    """The CPU kernels use all their threads, whatever the work is worth and however busy the machine."""
+    if native.unavailable_reason() is None:
+        native._cpu.always_share(True)
+    yield
+    if native.unavailable_reason() is None:
+        native._cpu.always_share(False)

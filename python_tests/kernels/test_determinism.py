@@ -59,7 +59,7 @@ def test_two_runs(backend, B, N, D, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("B", "N", "D", "k"), SHAPES)
-def test_any_number_of_threads(backend, threads, B, N, D, k, dtype):
+def test_any_number_of_threads(backend, threads, shared, B, N, D, k, dtype):
     """How the work is divided decides in which order neighbours are found, and must decide nothing else."""
     if backend.name in ("triton", "cuda"):
         pytest.skip("torch's threads divide the work on CPU backends only; test_triton_launch.py varies the programs")
@@ -94,7 +94,7 @@ def test_inputs_are_left_alone(backend):
     assert torch.equal(y, y_before)
 
 
-def test_calls_from_several_python_threads(backend):
+def test_calls_from_several_python_threads(backend, shared):
     """Concurrent callers get what a single one gets."""
     x = backend.put(cases.features(400, 40))
     expected = ldk.lid(x, k=32, backend=backend.name)
