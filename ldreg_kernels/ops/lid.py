@@ -65,7 +65,7 @@ class _Lid(torch.autograd.Function):
         # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
         # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
         scale = torch.where(lid > 0, lid * grad_lid, torch.ones_like(lid))
-        return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 6))
+        return (scale_rows(scale.unsqueeze(1), grad, ctx.x, ctx.backend), *([None] * 6))
 
 
 def lid_function(x: Tensor, y: Tensor | None, own: Tensor | None, offset: int | None, k: int, call: Call) -> Tensor:
@@ -113,5 +113,6 @@ def lid(
     validate.modes(estimator, "l1", "mean", backend, precision)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
-    y = None if y is None else y.detach()
+    if y is not None and y.requires_grad:
+        y = y.detach()
     return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))
