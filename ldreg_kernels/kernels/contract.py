@@ -62,7 +62,7 @@ class LidResult(NamedTuple):
 
 
 class LdregResult(NamedTuple):
-    """The loss, everything the backward pass needs, and the rest for the logs: None from a backend that was not asked."""
+    """The loss, what the backward pass needs, and what the logs do: None from a backend that was not asked for it."""
 
     value: Tensor  # [] or [B] with reduction "none"
     coeff: Tensor  # [B, 1] d value / d ln LID_i (d value_i / d ln LID_i with reduction "none")

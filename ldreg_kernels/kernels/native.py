@@ -112,7 +112,7 @@ def _real(problem: Problem) -> torch.dtype:
 
 
 def _row_gradients(problem: Problem, need: bool, dtype: torch.dtype) -> Tensor:
-    """[B, D] or [0, D]; large ones in memory that the extension keeps between calls: they die in backward, every step."""
+    """[B, D] or [0, D]; large ones in memory that the extension keeps: they die in backward, every step."""
     rows, columns = problem.x.shape
     size = rows * columns * dtype.itemsize
     if not need or size < _SMALLEST_POOLED:

@@ -104,4 +104,4 @@ def knn(
     validate.modes("mom", "l1", "mean", backend, precision)
     if y is not None and y.requires_grad:
         y = y.detach()
-    return KNN(*_knn_op(x.detach(), y, k, own, offset, backend, precision))
+    return KNN(*_knn_op(x.detach() if x.requires_grad else x, y, k, own, offset, backend, precision))
