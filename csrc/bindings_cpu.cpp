@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/blocks.h"
@@ -78,11 +80,13 @@ struct PooledBuffer {
 };
 
 struct PyProblem {
+  py::object tensors;  // kept alive: the addresses are theirs
   ldreg::Problem p;
-  PyProblem(uintptr_t x, int64_t rows, int64_t x_stride, uintptr_t y, int64_t references, int64_t y_stride,
-            int64_t columns, int dtype, bool same, uintptr_t self_map, int64_t self_offset, int k, bool exact,
-            bool drop_smallest, int threads)
-      : p{{pointer<void>(x), rows, x_stride},
+  PyProblem(py::object held, uintptr_t x, int64_t rows, int64_t x_stride, uintptr_t y, int64_t references,
+            int64_t y_stride, int64_t columns, int dtype, bool same, uintptr_t self_map, int64_t self_offset, int k,
+            bool exact, bool drop_smallest, int threads)
+      : tensors(std::move(held)),
+        p{{pointer<void>(x), rows, x_stride},
           {pointer<void>(y), references, y_stride},
           columns,
           static_cast<ldreg::DType>(dtype),
@@ -101,8 +105,10 @@ void knn(const PyProblem& problem, uintptr_t distances, uintptr_t indices) {
   });
 }
 
-void lid(const PyProblem& problem, int estimator, int k, const std::vector<std::pair<int, int>>& track, uintptr_t lid,
-         uintptr_t degenerate, uintptr_t tracked, uintptr_t grad) {
+using Tracks = std::vector<std::pair<int, int>>;
+
+void lid(const PyProblem& problem, int estimator, int k, const Tracks& track, uintptr_t lid, uintptr_t degenerate,
+         uintptr_t tracked, uintptr_t grad) {
   const Kernels& kernels = native_kernels();
   std::vector<ldreg::Track> tracks;
   for (const auto& [name, size] : track) tracks.push_back({name, size});
@@ -111,14 +117,27 @@ void lid(const PyProblem& problem, int estimator, int k, const std::vector<std::
   run([&](ldreg::Control& control) { kernels.lid(problem.p, request, out, control); });
 }
 
-void loss(uintptr_t lid, uintptr_t degenerate, int64_t rows, bool is_double, int form, double target, int reduction,
-          uintptr_t value, uintptr_t coeff) {
-  const auto r = static_cast<ldreg::Reduction>(reduction);
-  const auto* left_out = pointer<const uint8_t>(degenerate);
-  if (is_double)
-    ldreg::ldreg_loss(pointer<const double>(lid), left_out, rows, form, target, r, pointer<double>(value), pointer<double>(coeff));
-  else
-    ldreg::ldreg_loss(pointer<const float>(lid), left_out, rows, form, target, r, pointer<float>(value), pointer<float>(coeff));
+template <class Real>
+void loss(int64_t rows, int form, double target, int reduction, uintptr_t lid, uintptr_t degenerate, uintptr_t value,
+          uintptr_t coeff) {
+  ldreg::ldreg_loss(pointer<const Real>(lid), pointer<const uint8_t>(degenerate), rows, form, target,
+                    static_cast<ldreg::Reduction>(reduction), pointer<Real>(value), pointer<Real>(coeff));
+}
+
+// `lids` and `degenerate` may be 0: the caller does not want them.
+void ldreg_loss(const PyProblem& problem, int estimator, int k, const Tracks& track, uintptr_t lids, uintptr_t degenerate,
+                uintptr_t tracked, uintptr_t grad, int form, double target, int reduction, uintptr_t value,
+                uintptr_t coeff) {
+  const int64_t rows = problem.p.x.rows;
+  std::unique_ptr<double[]> unwanted;
+  if (!lids) {
+    unwanted.reset(new double[2 * rows]);
+    lids = reinterpret_cast<uintptr_t>(unwanted.get());
+    degenerate = reinterpret_cast<uintptr_t>(unwanted.get() + rows);
+  }
+  lid(problem, estimator, k, track, lids, degenerate, tracked, grad);
+  const auto of_rows = problem.p.dtype == ldreg::DType::f64 ? &loss<double> : &loss<float>;
+  of_rows(rows, form, target, reduction, lids, degenerate, value, coeff);
 }
 
 }  // namespace
@@ -130,20 +149,21 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("always_share", &ldreg::always_share, py::arg("always"), "Use all threads for work of any size, which only tests want.");
   m.def("isa", [] { return std::string(native_kernels().isa); }, "The instruction set the kernels run with.");
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int, bool, uintptr_t, int64_t, int,
-                    bool, bool, int>(),
-           py::kw_only(), py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("y"), py::arg("references"),
+      .def(py::init<py::object, uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int, bool, uintptr_t,
+                    int64_t, int, bool, bool, int>(),
+           py::arg("tensors"), py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("y"), py::arg("references"),
            py::arg("y_stride"), py::arg("columns"), py::arg("dtype"), py::arg("same"), py::arg("self_map"),
            py::arg("self_offset"), py::arg("k"), py::arg("exact"), py::arg("drop_smallest"), py::arg("threads"));
   m.def("knn", &knn, py::arg("problem"), py::arg("distances"), py::arg("indices"));
   m.def("lid", &lid, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
         py::arg("degenerate"), py::arg("tracked"), py::arg("grad"));
+  m.def("ldreg", &ldreg_loss, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
+        py::arg("degenerate"), py::arg("tracked"), py::arg("grad"), py::arg("form"), py::arg("target"), py::arg("reduction"),
+        py::arg("value"), py::arg("coeff"));
   py::class_<PooledBuffer>(m, "PooledBuffer", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer([](PooledBuffer& b) {
         return py::buffer_info(b.data, 1, "B", 1, {static_cast<py::ssize_t>(b.bytes)}, {py::ssize_t(1)});
       });
   m.def("prefer_large_pages", [](uintptr_t block, size_t bytes) { ldreg::prefer_large_pages(pointer<void>(block), bytes); });
-  m.def("loss", &loss, py::arg("lid"), py::arg("degenerate"), py::arg("rows"), py::arg("is_double"), py::arg("form"),
-        py::arg("target"), py::arg("reduction"), py::arg("value"), py::arg("coeff"));
 }

@@ -62,14 +62,14 @@ class LidResult(NamedTuple):
 
 
 class LdregResult(NamedTuple):
-    """The loss, and everything the backward pass and the logs need."""
+    """The loss, what the backward pass needs, and what the logs do: None from a backend that was not asked for it."""
 
     value: Tensor  # [] or [B] with reduction "none"
-    coeff: Tensor  # [B] d value / d ln LID_i (d value_i / d ln LID_i with reduction "none")
-    lid: Tensor  # [B]
-    degenerate: Tensor  # [B] bool
-    tracked: Tensor  # [T, B]
+    coeff: Tensor  # [B, 1] d value / d ln LID_i (d value_i / d ln LID_i with reduction "none")
     grad: Tensor  # [B, D] d ln LID_i / d x_i, or [0, D]
+    lid: Tensor | None = None  # [B]
+    degenerate: Tensor | None = None  # [B] bool
+    tracked: Tensor | None = None  # [T, B]
 
 
 Track = tuple[tuple[str, int], ...]

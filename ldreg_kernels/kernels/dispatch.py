@@ -35,7 +35,7 @@ def unavailable_reason(name: str) -> str | None:
 
 def devices(name: str) -> tuple[str, ...]:
     """The device types that backend `name` serves here: interpreted or simulated, GPU kernels work on CPU tensors."""
-    serves = getattr(_module(name), "device_types", None)
+    serves = vars(_module(name)).get("device_types")
     return _BACKENDS[name][1] if serves is None else serves()
 
 
@@ -57,21 +57,23 @@ def resolve(name: str, device: torch.device, *, k: int = 0, columns: int = 0) ->
         ValueError: unknown name, or a backend that does not serve this device.
         RuntimeError: a backend asked for by name that is unavailable, with the reason.
     """
+    kind = device.type  # a text made anew each time it is asked for
     if name == "auto":
         for candidate, (_, usual) in _BACKENDS.items():
-            if device.type not in usual or unavailable_reason(candidate) is not None:
+            if kind not in usual or unavailable_reason(candidate) is not None:
                 continue
             module = _module(candidate)
-            if getattr(module, "LARGEST_K", k) < k or getattr(module, "LARGEST_COLUMNS", columns) < columns:
+            limits = vars(module)  # getattr is slow where there is nothing to get
+            if limits.get("LARGEST_K", k) < k or limits.get("LARGEST_COLUMNS", columns) < columns:
                 continue
-            if device.type in devices(candidate):  # not the interpreter, which is never the fastest
+            if kind in devices(candidate):  # not the interpreter, which is never the fastest
                 return module
-        raise RuntimeError(f"no backend serves {device.type} tensors; see ldreg_kernels.backends()")
+        raise RuntimeError(f"no backend serves {kind} tensors; see ldreg_kernels.backends()")
     if name not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
     reason = unavailable_reason(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is unavailable: {reason}")
-    if device.type not in devices(name):
+    if kind not in devices(name):
         raise ValueError(f"backend {name!r} serves {' and '.join(devices(name))} tensors, got x on {device}")
     return _module(name)

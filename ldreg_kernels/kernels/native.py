@@ -7,6 +7,7 @@ releases the GIL, stops on Ctrl-C. What it computes and how is in csrc/cpu/searc
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ else:
     _reason = ""
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum DType in csrc/cpu/problem.h
+_SMALLEST_POOLED = 1 << 20  # bytes; below it the extension's pool hands on to malloc (kLarge in csrc/cpu/blocks.cpp)
 
 
 def _torch_workers() -> int:
@@ -33,10 +35,13 @@ def _torch_workers() -> int:
     Several runtimes may be loaded (scikit-learn and faiss bring their own). Torch's is the one in its own folder, or
     else the only one there is.
     """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():  # not Linux
+    try:
+        maps = Path("/proc/self/maps").read_bytes().splitlines()
+    except OSError:  # not Linux, or a sandbox that hides it
         return 0
-    paths = {Path(line.split(maxsplit=5)[-1].strip()) for line in maps.read_text().splitlines() if "/lib" in line}
+    # Bytes, since any file may be mapped here, under any name.
+    names = {line.split(maxsplit=5)[-1].strip() for line in maps if b"/lib" in line}
+    paths = {Path(os.fsdecode(name)) for name in names}
     runtimes = sorted(path for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp")))
     package = Path(torch.__file__).resolve().parent  # the kernel lists files without their links
     folders = (package / "lib", package.with_name("torch.libs"))
@@ -71,101 +76,119 @@ def _extension() -> Any:
     return _cpu
 
 
-class _Unpacked:
-    """The C++ view of a `Problem`; holds the tensors whose addresses it gave away."""
-
-    def __init__(self, problem: Problem, k: int) -> None:
-        self.x = unit_columns(problem.x.detach())
-        self.y = self.x if problem.symmetric else unit_columns(problem.y.detach())
-        own = problem.self_index
-        self.map = own.contiguous() if isinstance(own, Tensor) else None
-        self.native = _extension().Problem(
-            x=self.x.data_ptr(),
-            rows=self.x.shape[0],
-            x_stride=self.x.stride(0),
-            y=self.y.data_ptr(),
-            references=self.y.shape[0],
-            y_stride=self.y.stride(0),
-            columns=self.x.shape[1],
-            dtype=_DTYPES[self.x.dtype],
-            same=problem.symmetric,
-            self_map=0 if self.map is None else self.map.data_ptr(),
-            self_offset=own if isinstance(own, int) else -1,
-            k=k,
-            exact=problem.precision == "exact",
-            drop_smallest=problem.drop_smallest,
-            threads=torch.get_num_threads(),
-        )
-
-    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An output; float32, or float64 for float64 features, unless told otherwise."""
-        real = torch.float64 if self.x.dtype == torch.float64 else torch.float32
-        return torch.empty(shape, dtype=dtype or real)
+# In a small call every question to a tensor counts: it takes a tenth of a microsecond to a whole one.
 
 
-def _pooled(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """[rows, columns] in memory that the extension keeps between calls: row gradients die in backward, every step."""
+def _unpacked(problem: Problem, k: int) -> Any:
+    """The C++ view of a `Problem`; it holds the tensors whose addresses it has."""
+    x, own = unit_columns(problem.x), problem.self_index
+    same = problem.symmetric
+    y = x if same else unit_columns(problem.y)
+    own_map = own.contiguous() if isinstance(own, Tensor) else None
+    rows, columns = x.shape
+    return _extension().Problem(  # by position: with names it takes three times as long
+        (x, y, own_map),
+        x.data_ptr(),
+        rows,
+        x.stride(0),
+        y.data_ptr(),
+        rows if same else y.shape[0],
+        y.stride(0),
+        columns,
+        _DTYPES[x.dtype],
+        same,
+        0 if own_map is None else own_map.data_ptr(),
+        own if isinstance(own, int) else -1,
+        k,
+        problem.precision == "exact",
+        problem.drop_smallest,
+        torch.get_num_threads(),
+    )
+
+
+def _real(problem: Problem) -> torch.dtype:
+    """The dtype of real outputs."""
+    return torch.float64 if problem.x.dtype == torch.float64 else torch.float32
+
+
+def _row_gradients(problem: Problem, need: bool, dtype: torch.dtype) -> Tensor:
+    """[B, D] or [0, D]; large ones in memory that the extension keeps: they die in backward, every step."""
+    rows, columns = problem.x.shape
     size = rows * columns * dtype.itemsize
+    if not need or size < _SMALLEST_POOLED:
+        return torch.empty(rows if need else 0, columns, dtype=dtype)
     return torch.frombuffer(_extension().PooledBuffer(size), dtype=dtype).view(rows, columns)
+
+
+def _rows(rows: int, tracked: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """lid, degenerate and tracked, to be filled."""
+    lid = torch.empty(rows, dtype=dtype)
+    return lid, torch.empty(rows, dtype=torch.bool), torch.empty(tracked, rows, dtype=dtype)
+
+
+def _asked(problem: Problem, estimator: str, track: Track) -> tuple[Any, int, int, list[tuple[int, int]]]:
+    """What the extension's `lid` and `ldreg` begin with."""
+    k, numbered = problem.k, []
+    if track:
+        k = max(k, *[tracked for _, tracked in track])
+        numbered = [(ESTIMATORS.index(name), tracked) for name, tracked in track]
+    return _unpacked(problem, k), ESTIMATORS.index(estimator), problem.k, numbered
 
 
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`."""
-    call = _Unpacked(problem, problem.k)
-    rows = problem.x.shape[0]
-    distances, indices = call.new(rows, problem.k), call.new(rows, problem.k, dtype=torch.int64)
-    _extension().knn(call.native, distances.data_ptr(), indices.data_ptr())
+    rows, k = problem.x.shape[0], problem.k
+    distances, indices = torch.empty(rows, k, dtype=_real(problem)), torch.empty(rows, k, dtype=torch.int64)
+    _extension().knn(_unpacked(problem, k), distances.data_ptr(), indices.data_ptr())
     return KnnResult(distances, indices)
 
 
 def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`."""
-    call = _Unpacked(problem, max([problem.k, *(k for _, k in track)]))
-    rows, columns = problem.x.shape
-    result = LidResult(
-        lid=call.new(rows),
-        degenerate=call.new(rows, dtype=torch.bool),
-        tracked=call.new(len(track), rows),
-        grad=_pooled(rows, columns, call.new(0).dtype) if need_grad else call.new(0, columns),
-    )
-    _extension().lid(
-        call.native,
-        ESTIMATORS.index(estimator),
-        problem.k,
-        [(ESTIMATORS.index(name), k) for name, k in track],
-        *(t.data_ptr() for t in result[:3]),
-        result.grad.data_ptr() if need_grad else 0,
-    )
-    return result
+    real = _real(problem)
+    rows = _rows(problem.x.shape[0], len(track), real)
+    grad = _row_gradients(problem, need_grad, real)
+    addresses = [t.data_ptr() for t in rows]
+    _extension().lid(*_asked(problem, estimator, track), *addresses, grad.data_ptr() if need_grad else 0)
+    return LidResult(*rows, grad)
 
 
 def ldreg(
-    problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
+    problem: Problem,
+    estimator: str,
+    form: str,
+    target: float | None,
+    reduction: str,
+    track: Track,
+    need_grad: bool,
+    need_rows: bool = True,
 ) -> LdregResult:
     """Contract `ldreg`."""
-    rows = lid(problem, estimator, track, need_grad)
-    value = torch.empty_like(rows.lid) if reduction == "none" else rows.lid.new_empty(())
-    coeff = torch.empty_like(rows.lid)
-    _extension().loss(
-        rows.lid.data_ptr(),
-        rows.degenerate.data_ptr(),
-        rows.lid.shape[0],
-        rows.lid.dtype == torch.float64,
+    B, real = problem.x.shape[0], _real(problem)
+    rows = _rows(B, len(track), real) if need_rows else ()
+    grad = _row_gradients(problem, need_grad, real)
+    coeff = torch.empty(B, 1, dtype=real)
+    value = torch.empty(B if reduction == "none" else (), dtype=real)
+    addresses = [t.data_ptr() for t in rows] if need_rows else (0, 0, 0)
+    _extension().ldreg(
+        *_asked(problem, estimator, track if need_rows else ()),
+        *addresses,
+        grad.data_ptr() if need_grad else 0,
         FORMS.index(form),
         1.0 if target is None else target,
         REDUCTIONS.index(reduction),
         value.data_ptr(),
         coeff.data_ptr(),
     )
-    return LdregResult(value, coeff, *rows)
+    return LdregResult(value, coeff, grad, *rows)
 
 
 def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """scale [B] times the rows of grad [B, D], in `dtype`.
+    """scale [B, 1] times the rows of grad [B, D], in `dtype`.
 
     The output is asked for in large pages: taking it by 4 KB costs more than filling it.
     """
     out = torch.empty_like(grad)
     _extension().prefer_large_pages(out.data_ptr(), out.nbytes)
     with torch.no_grad():  # backward(create_graph=True) runs with gradients on
-        return torch.mul(grad, scale[:, None], out=out).to(dtype)
+        return torch.mul(grad, scale, out=out).to(dtype)

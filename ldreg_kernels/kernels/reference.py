@@ -218,7 +218,14 @@ def _log(lid: Tensor, degenerate: Tensor) -> Tensor:
 
 
 def ldreg(
-    problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
+    problem: Problem,
+    estimator: str,
+    form: str,
+    target: float | None,
+    reduction: str,
+    track: Track,
+    need_grad: bool,
+    need_rows: bool = True,  # computed anyway
 ) -> LdregResult:
     """Contract `ldreg`: the loss and d loss / d ln LID, by autograd on the [B] vector of estimates."""
     rows = lid(problem, estimator, track, need_grad)
@@ -227,7 +234,7 @@ def ldreg(
         ln = _log(rows.lid, rows.degenerate).requires_grad_()
         value = loss(ln.exp(), rows.degenerate, form, target, reduction)
         (coeff,) = torch.autograd.grad(value.sum(), ln)
-        return LdregResult(value.detach(), coeff, *rows)
+        return LdregResult(value.detach(), coeff[:, None], rows.grad, *rows[:3])
 
     return _with_autograd(compute)
 

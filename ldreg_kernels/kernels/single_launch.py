@@ -98,11 +98,11 @@ def ldreg(
 ) -> LdregResult:
     """Contract `ldreg`."""
     found = _new_rows(problem, len(track), need_grad)
-    coeff = torch.empty_like(found.lid)
-    value = torch.empty_like(coeff) if reduction == "none" else coeff.new_empty(())
+    coeff = found.lid.new_empty((problem.x.shape[0], 1))
+    value = torch.empty_like(found.lid) if reduction == "none" else coeff.new_empty(())
     request = _request(problem.k, estimator, track, need_grad, form, reduction)
     run(problem, request, Outputs(None, None, *found, value, coeff), 0.0 if target is None else math.log(target))
-    return LdregResult(value, coeff, *found)
+    return LdregResult(value, coeff, found.grad, *found[:3])
 
 
 def _new_rows(problem: Problem, tracked: int, need_grad: bool) -> LidResult:

@@ -156,7 +156,14 @@ def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidR
 
 
 def ldreg(
-    problem: Problem, estimator: str, form: str, target: float | None, reduction: str, track: Track, need_grad: bool
+    problem: Problem,
+    estimator: str,
+    form: str,
+    target: float | None,
+    reduction: str,
+    track: Track,
+    need_grad: bool,
+    need_rows: bool = True,  # the kernels say them anyway
 ) -> LdregResult:
     """Contract `ldreg`."""
     return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)

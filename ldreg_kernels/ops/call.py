@@ -60,7 +60,7 @@ def text_of(call: Call) -> str:
     return f"{modes} {flags} backend={call.backend} precision={call.precision}"
 
 
-@remembered
+@lru_cache(maxsize=1024)  # inside of ops, where no compiler looks
 def parse(text: str) -> Call:
     """The `Call` that `text` says.
 

@@ -102,5 +102,6 @@ def knn(
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, 1, x, y, offset is not None or own is not None)
     validate.modes("mom", "l1", "mean", backend, precision)
-    y = None if y is None else y.detach()
-    return KNN(*_knn_op(x.detach(), y, k, own, offset, backend, precision))
+    if y is not None and y.requires_grad:
+        y = y.detach()
+    return KNN(*_knn_op(x.detach() if x.requires_grad else x, y, k, own, offset, backend, precision))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import dispatch
 from ..kernels.contract import LdregResult
 from . import validate
-from .call import Call, parse, text_of
+from .call import Call, parse, remembered, text_of
 from .knn import make_problem, result_dtype
 from .registry import register
 from .row_gradient import scale_rows
@@ -32,7 +32,8 @@ class LDRegStats:
     degenerate: Tensor | None = None  # [] int64: rows left out of the loss (no host synchronisation)
 
 
-def _ldreg(
+def _launch(
+    need_rows: bool,
     x: Tensor,
     y: Tensor | None,
     self_map: Tensor | None,
@@ -40,16 +41,16 @@ def _ldreg(
     k: int,
     target: float | None,
     call: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> LdregResult:
     asked = parse(call)
     if x.shape[0] == 0:
         shape = (0,) if asked.reduction == "none" else ()
-        return (x.new_zeros(shape, dtype=result_dtype(x)), *_empty_rows(x, asked))
+        return LdregResult(x.new_zeros(shape, dtype=result_dtype(x)), *_empty_rows(x, asked))
     problem = make_problem(x, y, k, self_map, self_offset, asked.precision)
-    largest = max([k, *[size for _, size in asked.track]])
+    largest = max(k, *[size for _, size in asked.track]) if asked.track else k
     module = dispatch.resolve(asked.backend, x.device, k=largest, columns=x.shape[1])
     modes = asked.estimator, asked.form, target, asked.reduction, asked.track, asked.gradient
-    result: LdregResult = module.ldreg(problem, *modes)
+    result: LdregResult = module.ldreg(problem, *modes, need_rows)
     return result
 
 
@@ -61,53 +62,75 @@ def _ldreg_fake(
     k: int,
     target: float | None,
     call: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> LdregResult:
     asked = parse(call)
     value = x.new_empty((x.shape[0],) if asked.reduction == "none" else (), dtype=result_dtype(x))
-    return (value, *_empty_rows(x, asked))
+    return LdregResult(value, *_empty_rows(x, asked))
 
 
 def _empty_rows(x: Tensor, asked: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, dtype = x.shape[0], result_dtype(x)
     return (
-        x.new_empty(rows, dtype=dtype),
+        x.new_empty(rows, 1, dtype=dtype),
+        x.new_empty(rows if asked.gradient else 0, x.shape[1], dtype=dtype),
         x.new_empty(rows, dtype=dtype),
         x.new_empty(rows, dtype=torch.bool),
         x.new_empty(len(asked.track), rows, dtype=dtype),
-        x.new_empty(rows if asked.gradient else 0, x.shape[1], dtype=dtype),
     )
 
 
+def _ldreg(*arguments: Any) -> LdregResult:
+    return _launch(True, *arguments)
+
+
+def _value(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The first three results of `_ldreg`: in a small call each of the others costs a few microseconds."""
+    return _launch(False, *arguments)[:3]
+
+
+def _value_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _ldreg_fake(*arguments)[:3]
+
+
+_ARGUMENTS = "Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, float? target, str call"
 _ldreg_op = register(
-    "ldreg(Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, float? target, str call) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"ldreg({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _ldreg,
     _ldreg_fake,
 )
+_value_op = register(f"ldreg_value({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _value, _value_fake)
 
 
 class _LDReg(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, with_stats: bool, backend: str, *arguments: Any) -> Any:
-        value, coeff, lid, degenerate, tracked, grad = _ldreg_op(x, *arguments)
+    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...]) -> Any:  # torch asks about every argument it is given
+        with_stats, backend, *arguments = rest
+        value, coeff, grad, *stats = (_ldreg_op if with_stats else _value_op)(x, *arguments)
+        if with_stats:
+            ctx.mark_non_differentiable(*stats)
         ctx.save_for_backward(coeff, grad)
         ctx.backend = backend
         ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
         if not torch.compiler.is_compiling():  # not every version of torch can trace it
             ctx.set_materialize_grads(False)  # or the engine makes zeros for the stats
-        if not with_stats:
-            return value
-        ctx.mark_non_differentiable(lid, degenerate, tracked)
-        return value, lid, degenerate, tracked
+        return (value, *stats) if with_stats else value
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         if grad_value is None:
-            return (None,) * 9
+            return None, None
         coeff, grad = ctx.saved_tensors
-        return (scale_rows(coeff * grad_value, grad, ctx.x, ctx.backend), *([None] * 8))
+        by_row = grad_value.unsqueeze(1) if grad_value.dim() else grad_value  # reduction "none"
+        return (scale_rows(coeff * by_row, grad, ctx.x, ctx.backend), None)
+
+
+@remembered
+def _text(estimator: str, form: str, reduction: str, backend: str, precision: str, gradient: bool) -> str:
+    """The call without tracked LIDs, its names checked."""
+    validate.modes(estimator, form, reduction, backend, precision)
+    return text_of(Call(estimator, form, reduction, (), gradient, backend=backend, precision=precision))
 
 
 def ldreg_loss(
@@ -155,16 +178,17 @@ def ldreg_loss(
         RuntimeError: an unavailable backend; differentiating twice.
     """
     validate.features(x, y)
-    validate.modes(estimator, form, reduction, backend, precision)
+    gradient = torch.is_grad_enabled() and x.requires_grad
+    text = _text(estimator, form, reduction, backend, precision, gradient)
     target = validate.target(form, target)
     offset, own = validate.self_index(self_index, x, y)
     leaves_self_out = offset is not None or own is not None
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, leaves_self_out)
     pairs = validate.track(track, x, y, leaves_self_out)
-    gradient = torch.is_grad_enabled() and x.requires_grad
-    call = Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision)
-    references = None if y is None else y.detach()
-    found = _LDReg.apply(x, return_stats, backend, references, own, offset, k, target, text_of(call))
+    if pairs and return_stats:  # else nobody would see them
+        text = text_of(Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision))
+    references = y.detach() if y is not None and y.requires_grad else y
+    found = _LDReg.apply(x, (return_stats, backend, references, own, offset, k, target, text))
     if not return_stats:
         return found
     value, lid, degenerate, tracked = found

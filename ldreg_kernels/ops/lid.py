@@ -51,8 +51,9 @@ class _Lid(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, backend: str, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...]) -> Tensor:  # torch asks about every argument it is given
         lid: Tensor
+        backend, *arguments = rest
         lid, grad = _lid_op(x, *arguments)
         ctx.save_for_backward(lid, grad)
         ctx.backend = backend
@@ -64,14 +65,14 @@ class _Lid(torch.autograd.Function):
         lid, grad = ctx.saved_tensors
         # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
         # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
-        scale = torch.where(lid > 0, lid * grad_lid, torch.ones_like(lid))
-        return (scale_rows(scale, grad, ctx.x, ctx.backend), *([None] * 6))
+        scale = torch.where(lid > 0, lid * grad_lid, 1.0)
+        return (scale_rows(scale.unsqueeze(1), grad, ctx.x, ctx.backend), None)
 
 
 def lid_function(x: Tensor, y: Tensor | None, own: Tensor | None, offset: int | None, k: int, call: Call) -> Tensor:
     """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces."""
     call = call._replace(gradient=torch.is_grad_enabled() and x.requires_grad)
-    result: Tensor = _Lid.apply(x, call.backend, y, own, offset, k, text_of(call))
+    result: Tensor = _Lid.apply(x, (call.backend, y, own, offset, k, text_of(call)))
     return result
 
 
@@ -113,5 +114,6 @@ def lid(
     validate.modes(estimator, "l1", "mean", backend, precision)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
-    y = None if y is None else y.detach()
+    if y is not None and y.requires_grad:
+        y = y.detach()
     return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))

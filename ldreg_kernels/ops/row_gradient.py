@@ -25,21 +25,25 @@ def _native(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _product(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == grad.dtype:
-        return grad * scale.unsqueeze(1)
-    return torch.mul(grad, scale.unsqueeze(1), out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
+        return grad * scale
+    return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
 
 
 def _native_fake(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.new_empty(grad.shape, dtype=dtype)
 
 
+# Bytes from which the C++ backend's way is worth an op of its own: smaller memory comes in small pages there, too.
+_LARGE = 4 << 20
+
 _native_op = register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
 
 
 def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
-    """scale [B] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises.
+    """scale [B, 1] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises.
 
-    By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way of its own.
+    By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way of its own, for
+    large gradients.
     """
     if not torch.is_grad_enabled():
         return _scaled(scale, grad, x.dtype, backend)
@@ -50,7 +54,9 @@ def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
 
 
 def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    if grad.device.type == "cpu" and backend in ("auto", "cpu"):
+    # A size that a compiler is asked about becomes a guard: it gets the op at every size.
+    large = torch.compiler.is_compiling() or grad.nbytes >= _LARGE
+    if large and grad.is_cpu and backend in ("auto", "cpu"):
         scaled: Tensor = _native_op(scale, grad, dtype)
         return scaled
     return _product(scale, grad, dtype)

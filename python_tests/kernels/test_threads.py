@@ -45,6 +45,32 @@ def test_torch_workers_are_found():
     assert int(found.stdout) > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="runtimes are looked for in /proc")
+def test_a_mapped_file_whose_name_is_no_text_is_none_of_our_business(tmp_path):
+    program = (
+        "import mmap, os, sys\n"
+        "folder = os.fsencode(sys.argv[1]) + b'/lib'\n"  # among the names that are looked at
+        "os.mkdir(folder)\n"
+        "with open(folder + b'/libgomp-\\xff\\xfe', 'w+b') as file:\n"
+        "    file.write(bytes(4096)), file.flush()\n"
+        "    mapped = mmap.mmap(file.fileno(), 4096)\n"
+        "from ldreg_kernels.kernels import native\n"
+        "print(native._torch_workers())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) > 0
+
+
+def test_no_workers_are_borrowed_where_the_maps_cannot_be_read(monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert native._torch_workers() == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_calls_start_no_threads_and_end_none():
     program = (

@@ -66,13 +66,15 @@ def test_gradcheck_loss(backend, form, target, reduction):
 
 
 def flat_arguments(backend, x, y, own, offset, need_grad):
-    """Arguments of the three registered ops, as their schemas have them."""
+    """Arguments of the registered launches, as their schemas have them."""
     modes = {"gradient": need_grad, "backend": backend.name}
     loss = Call("hill", "target", "none", (("mle", 4), ("mom", 9)), **modes)
+    ldreg = (x, y, own, offset, 6, 3.0, text_of(loss))
     return {
         "knn": (x, y, 6, own, offset, backend.name, "exact"),
         "lid": (x, y, own, offset, 6, text_of(Call("mom", **modes))),
-        "ldreg": (x, y, own, offset, 6, 3.0, text_of(loss)),
+        "ldreg": ldreg,
+        "ldreg_value": ldreg,
     }
 
 
@@ -88,7 +90,7 @@ def test_a_call_is_its_text():
             parse(text)
 
 
-@pytest.mark.parametrize("op", ["knn", "lid", "ldreg"])
+@pytest.mark.parametrize("op", ["knn", "lid", "ldreg", "ldreg_value"])
 @pytest.mark.parametrize("references", ["own", "apart", "offset", "map", "half", "float64", "strided", "empty"])
 def test_opcheck(backend, op, references):
     x, y = backend.put(cases.normal(12, 5)), backend.put(cases.normal(30, 5, seed=1))
