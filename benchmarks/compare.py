@@ -21,14 +21,19 @@ import typer
 from .cases import Case
 from .contenders import Contender
 from .records import ROOT
-from .session import Options
+from .session import Options, entrants
 from .worker import NoMeasurementError, Worker
 
 CALLS = 3  # in a turn, of which the median counts
 
 
 def compare(
-    revision: str, cases: Sequence[Case], taking_part: Sequence[Contender], options: Options, say: Callable[[str], None]
+    revision: str,
+    cases: Sequence[Case],
+    taking_part: Sequence[Contender],
+    options: Options,
+    say: Callable[[str], None],
+    isas: Sequence[str] = ("",),
 ) -> None:
     """Print the ratio of times, this checkout over `revision`, for every case and backend.
 
@@ -38,16 +43,19 @@ def compare(
         taking_part: of whom this package's backends are compared.
         options: device, threads, rounds and limit.
         say: prints a line.
+        isas: instruction sets of the CPU kernels; "" for what the environment says.
     """
     with checkout(revision, options.device, say) as other:
         say(f"time of this checkout / time of {revision}: median of {options.rounds} rounds, 20th to 80th percentile")
-        for contender in (contender for contender in taking_part if contender.ours):
+        ours = (contender for contender in taking_part if contender.ours)
+        for entrant in (entrant for contender in ours for entrant in entrants(contender, isas)):
             this, that = (
-                Worker(contender.name, options.device, options.threads, package=package) for package in (ROOT, other)
+                Worker(entrant.name, options.device, options.threads, package=package, isa=entrant.isa)
+                for package in (ROOT, other)
             )
             try:
                 for case in cases:
-                    say(f"  {contender.name:14} {case!s:44} {_ratio(this, that, case, options)}")
+                    say(f"  {entrant!s:14} {case!s:44} {_ratio(this, that, case, options)}")
             finally:
                 this.stop()
                 that.stop()
