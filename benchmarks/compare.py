@@ -92,17 +92,22 @@ def checkout(revision: str, device: str, say: Callable[[str], None]) -> Iterator
         raise typer.BadParameter(f"git knows no commit {revision!r}", param_hint="--compare")
     with tempfile.TemporaryDirectory(prefix="ldreg-compare-") as temporary:
         folder = Path(temporary) / "checkout"
-        _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()], ROOT)
+        run_in(ROOT, ["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()])
         try:
             say(f"building {revision} ({known.stdout[:10]})")
             with_cuda = "0" if device == "cpu" else "1"
-            _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder, LDREG_BUILD_CUDA=with_cuda)
+            run_in(folder, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], LDREG_BUILD_CUDA=with_cuda)
             yield folder
         finally:
-            _run(["git", "worktree", "remove", "--force", str(folder)], ROOT)
+            run_in(ROOT, ["git", "worktree", "remove", "--force", str(folder)])
 
 
-def _run(command: list[str], folder: Path, **environment: str) -> None:
+def run_in(folder: Path, command: list[str], **environment: str) -> None:
+    """Run a command in a folder, importing nothing from anywhere else.
+
+    Raises:
+        SystemExit: it failed, with what it printed.
+    """
     env = {**os.environ, "PYTHONPATH": "", **environment}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     if done.returncode != 0:
