@@ -8,10 +8,12 @@
     worker.py        one process per contender, driven by session.py, which lets them take turns
     roofline.py      what the hardware could do, measured in the same run
     train_step.py    the regulariser inside the training step of simclr_step.py
+    isa.py           the instruction sets of our CPU kernels that this machine executes
     records.py       one row per measurement, append-only
-    selection.py     which rows count; from them tables.py, standings.py (other libraries), goals.py, plots.py and, for
-                     page and README, report.py
+    selection.py     which rows count, by device and instruction set; from them tables.py, standings.py (other
+                     libraries), goals.py, plots.py and, for page and README, report.py
     compare.py       this checkout against another commit
+    builds.py        the CPU extension of two compilers, every instruction set, against each other
     cli.py           ldreg bench
     compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed
     compiled_cuda.py what the CUDA C++ kernels were compiled to, from the built module; no GPU needed

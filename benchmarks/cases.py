@@ -111,6 +111,7 @@ LARGE = Case(8192, 8192, 2048, 128)
 WIDE_BATCH = Case(32768, 32768, 768, 64)
 HUGE_BATCH = Case(131072, 131072, 512, 64)  # B x N in float32 would be 69 GB
 BATCH = Case(8192, 8192, 512, 64)
+MANY_REFERENCES = Case(2048, 65536, 256, 64)  # a queue of features, as momentum methods keep
 SMALL = Case(1024, 4096, 128, 32)
 VIT = Case(2048, 2048, 768, 64)
 
@@ -177,6 +178,7 @@ _CPU = {
         TRAIN,
         replace(TRAIN, mode="forward"),
         BATCH,
+        MANY_REFERENCES,
         SMALL,
         replace(VIT, mode="tracked"),
         replace(RANK, mode="tracked"),

@@ -15,6 +15,7 @@ import typer
 from .cases import GRID, Case, suites
 from .compare import compare
 from .contenders import Contender, contenders
+from .isa import instruction_sets
 from .records import FILE_NAME, RESULTS, ROOT, RecordFile, Run
 from .report import save_plots, update_readme, write_report
 from .session import Options, Session
@@ -41,6 +42,10 @@ def bench(
     contender: Annotated[
         list[str] | None, typer.Option(help="Only this contender, or all whose name begins so; repeatable.")
     ] = None,
+    isa: Annotated[
+        list[str] | None,
+        typer.Option(help="Instruction set of our CPU kernels; all: every one this machine executes. Repeatable."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of every contender; default: all.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of every contender; default 7, quick 3.")] = None,
     seconds: Annotated[
@@ -66,6 +71,7 @@ def bench(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = _suites(device, suite, quick=quick)
     taking_part = _contenders(device, contender)
+    isas = _instruction_sets(device, isa or [])
     if list_only:
         _list(chosen, taking_part)
         return
@@ -82,24 +88,31 @@ def bench(
     )
     if compare_with is not None:
         cases = [case for name in suite or ["headline"] for case in chosen[name]]
-        compare(compare_with, cases, taking_part, options, typer.echo)
+        compare(compare_with, cases, taking_part, options, typer.echo, isas)
         return
     out = out or Path("runs/bench")
     if out.resolve() == RESULTS and (quick or contender or seconds):
         raise typer.BadParameter("benchmarks/results is for complete suites; choose another folder", param_hint="--out")
-    session = _measure(chosen, taking_part, options, out, quick=quick)
+    session = _measure(chosen, taking_part, options, isas, out, quick=quick)
     for line in session.not_reached:
         typer.echo(f"not reached: {line}")
     raise typer.Exit(1 if session.wrong else 0)
 
 
 def _measure(
-    chosen: dict[str, tuple[Case, ...]], taking_part: tuple[Contender, ...], options: Options, out: Path, *, quick: bool
+    chosen: dict[str, tuple[Case, ...]],
+    taking_part: tuple[Contender, ...],
+    options: Options,
+    isas: tuple[str, ...],
+    out: Path,
+    *,
+    quick: bool,
 ) -> Session:
     torch.set_num_threads(options.threads)  # of this process, which runs the training steps
-    run = Run.start(options.device, options.threads)
-    typer.echo(f"{run.hardware}; {run.versions}; commit {run.commit}")
-    with Session(run, RecordFile(out / FILE_NAME), options, taking_part, typer.echo) as session:
+    runs = {isa: Run.start(options.device, options.threads, isa) for isa in isas}
+    for run in runs.values():
+        typer.echo(f"{run.hardware}; {run.versions}; commit {run.commit}")
+    with Session(runs, RecordFile(out / FILE_NAME), options, taking_part, typer.echo) as session:
         try:
             if any(cases for name, cases in chosen.items() if name != GRID):  # which is shown beside no floor
                 session.measure_rates()
@@ -151,6 +164,20 @@ def _contenders(device: str, wanted: list[str] | None) -> tuple[Contender, ...]:
     whole = {c.name for c in everyone}  # "published" is that one, and not "published compiled" as well
     begins = tuple(name for name in wanted or () if name not in whole)
     return tuple(c for c in everyone if not wanted or c.name in wanted or (begins and c.name.startswith(begins)))
+
+
+def _instruction_sets(device: str, wanted: list[str]) -> tuple[str, ...]:
+    """Those that were asked for, the widest first; "" stands for what the environment says."""
+    if not wanted:
+        return ("",)
+    if device != "cpu":
+        raise typer.BadParameter("is for --device cpu", param_hint="--isa")
+    found = instruction_sets()
+    for name in wanted:
+        if name not in (*found, "all"):
+            words = f"must be all or one of {', '.join(found)}, which this machine executes; got {name!r}"
+            raise typer.BadParameter(words, param_hint="--isa")
+    return tuple(isa for isa in found if isa in wanted or "all" in wanted)
 
 
 def _list(chosen: dict[str, tuple[Case, ...]], taking_part: tuple[Contender, ...]) -> None:

@@ -21,14 +21,19 @@ import typer
 from .cases import Case
 from .contenders import Contender
 from .records import ROOT
-from .session import Options
+from .session import Options, entrants
 from .worker import NoMeasurementError, Worker
 
 CALLS = 3  # in a turn, of which the median counts
 
 
 def compare(
-    revision: str, cases: Sequence[Case], taking_part: Sequence[Contender], options: Options, say: Callable[[str], None]
+    revision: str,
+    cases: Sequence[Case],
+    taking_part: Sequence[Contender],
+    options: Options,
+    say: Callable[[str], None],
+    isas: Sequence[str] = ("",),
 ) -> None:
     """Print the ratio of times, this checkout over `revision`, for every case and backend.
 
@@ -38,16 +43,19 @@ def compare(
         taking_part: of whom this package's backends are compared.
         options: device, threads, rounds and limit.
         say: prints a line.
+        isas: instruction sets of the CPU kernels; "" for what the environment says.
     """
     with checkout(revision, options.device, say) as other:
         say(f"time of this checkout / time of {revision}: median of {options.rounds} rounds, 20th to 80th percentile")
-        for contender in (contender for contender in taking_part if contender.ours):
+        ours = (contender for contender in taking_part if contender.ours)
+        for entrant in (entrant for contender in ours for entrant in entrants(contender, isas)):
             this, that = (
-                Worker(contender.name, options.device, options.threads, package=package) for package in (ROOT, other)
+                Worker(entrant.name, options.device, options.threads, package=package, isa=entrant.isa)
+                for package in (ROOT, other)
             )
             try:
                 for case in cases:
-                    say(f"  {contender.name:14} {case!s:44} {_ratio(this, that, case, options)}")
+                    say(f"  {entrant!s:14} {case!s:44} {_ratio(this, that, case, options)}")
             finally:
                 this.stop()
                 that.stop()
@@ -84,17 +92,22 @@ def checkout(revision: str, device: str, say: Callable[[str], None]) -> Iterator
         raise typer.BadParameter(f"git knows no commit {revision!r}", param_hint="--compare")
     with tempfile.TemporaryDirectory(prefix="ldreg-compare-") as temporary:
         folder = Path(temporary) / "checkout"
-        _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()], ROOT)
+        run_in(ROOT, ["git", "worktree", "add", "--quiet", "--detach", str(folder), known.stdout.strip()])
         try:
             say(f"building {revision} ({known.stdout[:10]})")
             with_cuda = "0" if device == "cpu" else "1"
-            _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], folder, LDREG_BUILD_CUDA=with_cuda)
+            run_in(folder, [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], LDREG_BUILD_CUDA=with_cuda)
             yield folder
         finally:
-            _run(["git", "worktree", "remove", "--force", str(folder)], ROOT)
+            run_in(ROOT, ["git", "worktree", "remove", "--force", str(folder)])
 
 
-def _run(command: list[str], folder: Path, **environment: str) -> None:
+def run_in(folder: Path, command: list[str], **environment: str) -> None:
+    """Run a command in a folder, importing nothing from anywhere else.
+
+    Raises:
+        SystemExit: it failed, with what it printed.
+    """
     env = {**os.environ, "PYTHONPATH": "", **environment}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     if done.returncode != 0:

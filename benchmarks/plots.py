@@ -39,6 +39,9 @@ _STYLES: dict[str, tuple[str, str, str]] = {  # colour, line, marker
     "torchid": ("#661100", "-", "p"),
     "KeOps": ("#000000", "-", "d"),
     "scikit-learn": ("#999933", "-", "p"),
+    "scikit-learn-intelex": ("#999933", "--", "v"),
+    "usearch": ("#AA4499", "-", "X"),
+    "NumKong": ("#661100", "-", "*"),
     YARDSTICK: ("#888888", "--", ""),
 }
 _OTHER = ("#555555", "-.", "h")  # a contender this file does not know
@@ -54,10 +57,10 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Every figure that the rows of one device allow, by file name without its ending.
+    """Every figure that these rows allow, by file name without its ending.
 
     Returns:
-        time-n, time-k, memory-n, speed-up and roofline, each once per dtype: "time-n-cpu-float32" for example.
+        time-n, time-k, memory-n, speed-up and roofline, each once per dtype: "time-n-cpu-avx2-float32" for example.
     """
     memory_suite = next((suite for suite in results.memory_suites() if suite != "headline"), "")
     against = (
@@ -69,15 +72,15 @@ def figures(results: Results) -> dict[str, Figure]:
     for name, suite, axis, statistic in against:
         for shapes in _groups(results, suite, axis):
             if len(shapes) > 1:  # one point is no curve
-                found[_free(f"{name}-{results.device}-{shapes[0].dtype}", found)] = _against(
+                found[_free(f"{name}-{results.file_name}-{shapes[0].dtype}", found)] = _against(
                     results, suite, axis, statistic, shapes
                 )
     for dtype in sorted({shape.dtype for shape in results.shapes("headline")}, reverse=True):  # float32 first
         shapes = [shape for shape in results.shapes("headline") if shape.dtype == dtype]
         if any(_bars(results, shape) for shape in shapes):
-            found[f"speed-up-{results.device}-{dtype}"] = _speed_up(results, shapes)
+            found[f"speed-up-{results.file_name}-{dtype}"] = _speed_up(results, shapes)
         if any(_parts(results, shape) for shape in shapes):
-            found[f"roofline-{results.device}-{dtype}"] = _roofline(results, shapes)
+            found[f"roofline-{results.file_name}-{dtype}"] = _roofline(results, shapes)
     return found
 
 

@@ -21,6 +21,8 @@ import torch
 
 from ldreg_kernels.kernels import native
 
+from .isa import instruction_sets
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILE_NAME = "measurements.csv"
@@ -34,6 +36,9 @@ _VERSIONS = (
     "faiss-gpu-cu12",
     "pykeops",
     "scikit-learn",
+    "scikit-learn-intelex",
+    "usearch",
+    "numkong",
     "cuvs-cu12",
     "cuvs-cu13",
     "flashlib",
@@ -46,7 +51,7 @@ _VERSIONS = (
 class Run:
     """What all rows of one run share."""
 
-    run: str  # start of the run in UTC, to the second, and the device: unique enough to select its rows by
+    run: str  # start in UTC, to the second, the device, an instruction set asked for: unique enough to select rows by
     date: str
     commit: str
     device: str  # "cpu" or "cuda"
@@ -54,17 +59,22 @@ class Run:
     versions: str
 
     @classmethod
-    def start(cls, device: str, threads: int) -> Run:
-        """Describe this machine, this checkout and this moment."""
+    def start(cls, device: str, threads: int, isa: str = "") -> Run:
+        """Describe this machine, this checkout and this moment; `isa` is the CPU's instruction set, if asked for."""
         now = datetime.now(timezone.utc)
         return cls(
-            run=f"{now:%Y%m%dT%H%M%S}-{device}",
+            run="-".join(filter(None, (f"{now:%Y%m%dT%H%M%S}", device, isa))),
             date=f"{now:%Y-%m-%d}",
             commit=commit(),
             device=device,
-            hardware=hardware(device, threads),
+            hardware=hardware(device, threads, isa),
             versions=versions(),
         )
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the CPU kernels, with which `hardware` ends; empty on a GPU."""
+        return self.hardware.rpartition(", ")[2] if self.device == "cpu" else ""
 
 
 @dataclass(frozen=True)
@@ -185,8 +195,12 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def hardware(device: str, threads: int) -> str:
-    """For example "NVIDIA H200" or "AMD EPYC, 2 threads, avx512bf16"."""
+def hardware(device: str, threads: int, isa: str = "") -> str:
+    """For example "NVIDIA H200" or "AMD EPYC, 2 threads, avx512bf16".
+
+    "AMD EPYC with avx512bf16, 2 threads, avx2" where a lesser set than the machine's was asked for, by `isa` or by the
+    environment: the other contenders take what the machine has.
+    """
     if device == "cuda":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -194,8 +208,10 @@ def hardware(device: str, threads: int) -> str:
     if info.exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    isa = native.isa() if native.unavailable_reason() is None else "no CPU extension"
-    return f"{model}, {threads} threads, {isa}"
+    if native.unavailable_reason() is not None:
+        return f"{model}, {threads} threads, no CPU extension"
+    isa, best = isa or native.isa(), instruction_sets()[0]
+    return f"{model}{f' with {best}' if isa != best else ''}, {threads} threads, {isa}"
 
 
 def versions() -> str:

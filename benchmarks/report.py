@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import standings, tables
@@ -17,14 +18,13 @@ from .contenders import YARDSTICK
 from .goals import case_words, goals
 from .plots import figures, png
 from .records import FILE_NAME, RecordFile
-from .selection import OURS, PLACES, Both, Results
+from .selection import OURS, Found, Results, newest
 from .tables import Table, number, short_state
 
 
-def read(folder: Path) -> Both:
+def read(folder: Path) -> Found:
     """The newest runs recorded in a folder."""
-    records = RecordFile(folder / FILE_NAME).read()
-    return {device: Results(records, device) for device in PLACES}
+    return newest(RecordFile(folder / FILE_NAME).read())
 
 
 # ------------------------------------------------------------------------------------------------- the page
@@ -37,21 +37,21 @@ def write_report(folder: Path) -> Path:
         ValueError: nothing was recorded there.
     """
     found = read(folder)
-    if not any(results.runs for results in found.values()):
+    if not list(found):
         raise ValueError(f"{folder / FILE_NAME} holds no measurements: run `ldreg bench` first")
     body = [f"<h1>ldreg_kernels: benchmarks</h1>{outcome(found)}", _section(goals(found))]
-    body += [_device(results) for results in found.values() if results.runs]
+    body += [_device(results) for results in found]
     page = folder / "report.html"
     page.write_text(_PAGE.format(style=_STYLE, body="\n".join([*body, _METHOD])), encoding="utf-8")
     return page
 
 
-def outcome(found: Both) -> str:
+def outcome(found: Found) -> str:
     """What came out, in a few sentences of HTML."""
     verdicts = [(row[0], row[1], row[-1]) for row in goals(found).rows]
     failed = ", ".join(f"{where} {what}" for where, what, verdict in verdicts if verdict == "NOT met")
     count = {word: sum(verdict == word for *_, verdict in verdicts) for word in ("met", "NOT met", "not measured")}
-    lines = [_device_outcome(results) for results in found.values() if "headline" in results.runs]
+    lines = [_device_outcome(results) for results in found if "headline" in results.runs]
     lines.append(
         f"Goals: {count['met']} met, {count['NOT met']} not met{f' ({failed})' if failed else ''}, "
         f"{count['not measured']} not measured."
@@ -88,16 +88,16 @@ def _device_outcome(results: Results) -> str:
 
 
 def _device(results: Results) -> str:
-    """All tables and plots of a device."""
+    """All tables and plots of a device, on a CPU of one instruction set."""
     pictures = figures(results)
 
     def plots(*kinds: str) -> str:
-        names = [name for name in pictures if name.startswith(tuple(f"{kind}-{results.device}" for kind in kinds))]
+        names = [name for name in pictures if name.startswith(tuple(f"{kind}-{results.file_name}" for kind in kinds))]
         return "".join(_image(name, png(pictures[name], dpi=130)) for name in names)
 
     parts = [
         _section(tables.headline(results), plots("speed-up")),
-        _section(Table(f"Time against N and k, {PLACES[results.device]}"), plots("time-n", "time-k")),
+        _section(Table(f"Time against N and k, {results.place}"), plots("time-n", "time-k")),
         *(
             _section(tables.memory(results, suite), "" if suite == "headline" else plots("memory-n"))
             for suite in results.memory_suites()
@@ -185,8 +185,8 @@ def to_markdown(table: Table, empty: str = "Not measured.") -> str:
 # ------------------------------------------------------------------------------------------------- the README
 
 
-def readme_tables(found: Both) -> dict[str, Callable[[], Table]]:
-    """What may stand between markers, by name."""
+def readme_tables(found: Found) -> dict[str, Callable[[], list[Table]]]:
+    """What may stand between markers, by name: on a CPU a table for every instruction set that was measured."""
 
     def of(results: Results) -> dict[str, Callable[[], Table]]:
         return {
@@ -200,8 +200,14 @@ def readme_tables(found: Both) -> dict[str, Callable[[], Table]]:
             "host": lambda: standings.host(results),
         }
 
-    named = {f"{kind}-{device}": make for device, results in found.items() for kind, make in of(results).items()}
-    return {"goals": lambda: goals(found), **named}
+    def all_of(kind: str, several: Iterable[Results]) -> list[Table]:
+        made = [of(results)[kind]() for results in several]
+        return [table for table in made if table.rows]
+
+    places = {"cpu": found.cpu, "cuda": (found.cuda,)}
+    kinds = of(found.cuda)
+    named = {f"{kind}-{device}": partial(all_of, kind, places[device]) for device in places for kind in kinds}
+    return {"goals": lambda: [goals(found)], **named}
 
 
 def update_readme(readme: Path, folder: Path) -> bool:
@@ -224,7 +230,7 @@ def update_readme(readme: Path, folder: Path) -> bool:
             raise ValueError(f"{readme}: {marker[0]} has no partner, or stands inside {opened or 'nothing'}")
         if closing:
             empty = "Not measured on a GPU." if name.endswith("-cuda") else "Not measured."
-            pieces.append(f"\n{to_markdown(known[name](), empty)}\n")
+            pieces.append(f"\n{_stacked(known[name](), empty)}\n")
         else:
             pieces.append(before[at : marker.end()])
         at, opened = (marker.start(), "") if closing else (marker.end(), name)
@@ -236,10 +242,16 @@ def update_readme(readme: Path, folder: Path) -> bool:
     return after != before
 
 
+def _stacked(made: Sequence[Table], empty: str) -> str:
+    """Tables one below the other, under their titles where there are several."""
+    headings = [f"**{table.title}**\n\n" if len(made) > 1 else "" for table in made]
+    return "\n\n".join(f"{heading}{to_markdown(table)}" for heading, table in zip(headings, made, strict=True)) or empty
+
+
 def save_plots(folder: Path) -> list[Path]:
     """Write every figure to folder/plots/ for the README; the paths."""
     paths = []
-    for results in read(folder).values():
+    for results in read(folder):
         for name, figure in figures(results).items():
             path = folder / "plots" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)

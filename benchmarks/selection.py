@@ -1,24 +1,27 @@
-"""Which rows count: the newest run of every suite on a device.
+"""Which rows count: the newest run of every suite on a GPU, and on a CPU with each instruction set.
 
-Milliseconds of different runs are not comparable, so whatever is shown together comes from one run.
+Milliseconds of different runs are not comparable, so whatever is shown together comes from one run. What one processor
+did with its instructions does not displace what another did with its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .contenders import CONTENDERS
+from .isa import place
 from .records import Record, Row, Run
 
 OURS = tuple(c.name for c in CONTENDERS if c.ours)  # the first that ran is "ours" in every ratio
 ORDER = tuple(c.name for c in CONTENDERS)
 NOBODY = ("roofline", "-")  # in the contender's column: the hardware, and all of a case that was not reached
-RIVALS = tuple(c.name for c in CONTENDERS if c.rival)  # whom the grid counts
+INTELEX = "scikit-learn-intelex"  # the grid counts it by itself: its goal allows some losses
+LIBRARIES = tuple(c.name for c in CONTENDERS if c.rival and c.name != INTELEX)  # whom the grid counts
 MODES = {"forward": "neighbours only", "lid": "LID only", "gradient": "loss + gradient", "tracked": "with tracked LIDs"}
 HOST = "host"  # the suite of host times, whose unit is us
 EMPTY = "empty function"  # there: an autograd.Function over a registered op that does nothing
-PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 class Shape(NamedTuple):
@@ -41,11 +44,11 @@ class Shape(NamedTuple):
 
 
 class Results:
-    """The newest run of every suite of one device."""
+    """The newest run of every suite of one device, on a CPU with one instruction set."""
 
-    def __init__(self, records: Iterable[Record], device: str) -> None:
-        self.device = device
-        mine = [record for record in records if record.run.device == device]
+    def __init__(self, records: Iterable[Record], device: str, isa: str = "") -> None:
+        self.device, self.isa = device, isa
+        mine = [record for record in records if (record.run.device, record.run.isa) == (device, isa)]
         self.runs: dict[str, Run] = {}  # by suite
         for run, row in ((record.run, record.row) for record in mine):
             if row.suite not in self.runs or run.run >= self.runs[row.suite].run:  # a run's name begins with its time
@@ -55,6 +58,16 @@ class Results:
             if run.run == self.runs[row.suite].run:
                 shape = Shape(row.B, row.N, row.D, row.k, row.dtype, row.mode)
                 self._rows[row.suite, shape, row.backend, row.statistic] = row
+
+    @property
+    def place(self) -> str:
+        """In titles: "GPU", or "CPU with avx2"."""
+        return "GPU" if self.device == "cuda" else f"CPU with {self.isa}"
+
+    @property
+    def file_name(self) -> str:
+        """In names of files: "cuda", or "cpu-avx2"."""
+        return "-".join(filter(None, (self.device, self.isa)))
 
     def get(self, suite: str, shape: Shape, backend: str, statistic: str) -> Row | None:
         """The row, where it holds a value."""
@@ -98,10 +111,36 @@ class Results:
     def caption(self, suite: str) -> str:
         """Where the numbers of a suite come from, and how to get them again."""
         run = self.runs[suite]
-        command = (
-            "python -m benchmarks.host" if suite == HOST else f"ldreg bench --device {self.device} --suite {suite}"
-        )
+        isa = f" --isa {self.isa}" if self.isa else ""
+        command = f"ldreg bench --device {self.device}{isa} --suite {suite}"
+        command = "python -m benchmarks.host" if suite == HOST else command
         return f"{run.hardware}; {run.versions}; commit {run.commit}, {run.date}; `{command}`."
 
 
-Both = dict[str, Results]  # by device, "cpu" and "cuda", empty where nothing was measured
+@dataclass(frozen=True)
+class Found:
+    """The newest runs of both devices.
+
+    Attributes:
+        cpu: one for every instruction set that was measured, the widest first.
+        cuda: empty where nothing was measured.
+    """
+
+    cpu: tuple[Results, ...]
+    cuda: Results
+
+    def __iter__(self) -> Iterator[Results]:
+        """Where anything was measured."""
+        return (results for results in (*self.cpu, self.cuda) if results.runs)
+
+    def on_cpu(self, isa: str) -> Results:
+        """With this instruction set; empty where nothing was measured."""
+        return next((results for results in self.cpu if results.isa == isa), Results((), "cpu", isa))
+
+
+def newest(records: Iterable[Record]) -> Found:
+    """What counts of all that was recorded."""
+    records = list(records)
+    isas = {record.run.isa for record in records if record.run.device == "cpu"}
+    sets = sorted(isas, key=lambda isa: (place(isa), isa))
+    return Found(tuple(Results(records, "cpu", isa) for isa in sets), Results(records, "cuda"))

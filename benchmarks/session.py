@@ -3,6 +3,9 @@
 For every case all contenders are prepared and checked first. Then, round after round, each one has its turn, so that
 whatever the machine does meanwhile happens to all of them: a ratio compares times of one round, and its median over
 the rounds is what the tables show. What was not measured leaves a row that says why.
+
+Several instruction sets of our CPU kernels may take part at once. Each has a run of its own, with its own ratios; what
+concerns all, a library's time for example, is measured once and becomes a row of every run.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +23,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ldreg_kernels.kernels import native
+
 from .cases import GRID, Case
-from .contenders import YARDSTICK, Contender, named
+from .contenders import CPU, YARDSTICK, Contender, named
 from .gate import WrongAnswerError
 from .records import RecordFile, Row, Run
 from .roofline import Rates
@@ -66,11 +71,31 @@ class Times:
     spent: float = 0.0  # seconds
 
 
+@dataclass(frozen=True)
+class Entrant:
+    """Who takes turns: a contender; our CPU kernels once for every instruction set that was asked for.
+
+    Attributes:
+        contender: who.
+        isa: the instruction set; empty for what the environment says, and for everybody else.
+    """
+
+    contender: Contender
+    isa: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.isa}".rstrip()
+
+
 class Session:
     """Runs suites and appends rows.
 
     Args:
-        run: what all rows share.
+        runs: what rows share, by the instruction set that was asked for; under "" where none was.
         file: where rows go.
         options: how much effort.
         contenders: who takes part, this package's backends first.
@@ -78,15 +103,20 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, file: RecordFile, options: Options, contenders: Sequence[Contender], say: Callable[[str], None]
+        self,
+        runs: Mapping[str, Run],
+        file: RecordFile,
+        options: Options,
+        contenders: Sequence[Contender],
+        say: Callable[[str], None],
     ) -> None:
-        self.run, self.file, self.options, self.say = run, file, options, say
-        self.contenders = contenders
+        self.runs, self.file, self.options, self.say = runs, file, options, say
+        self.entrants = [entrant for contender in contenders for entrant in entrants(contender, runs)]
         self.started = time.monotonic()
-        self.workers = {c.name: self._worker(c.name) for c in contenders}
+        self.workers = {entrant: self._worker(entrant) for entrant in self.entrants}
         self.rates: Rates | None = None
-        self.rows: list[Row] = []
-        self.done: dict[Case, list[Row]] = {}  # a case of two suites is measured once
+        self.rows: list[tuple[str, Row]] = []  # with its instruction set, or "" for a row of every run
+        self.done: dict[Case, list[tuple[str, Row]]] = {}  # a case of two suites is measured once
         self.wrong: list[str] = []  # this package's own wrong answers, which fail the run
         self.not_reached: list[str] = []
 
@@ -104,13 +134,14 @@ class Session:
 
     def measure_rates(self) -> None:
         """Rates of the hardware, from which the floors of every case are made."""
-        worker = self.workers.get(YARDSTICK) or self._worker(YARDSTICK)
+        yardstick = Entrant(named(YARDSTICK))
+        worker = self.workers.get(yardstick) or self._worker(yardstick)
         try:
             self.rates = Rates(**worker.rates())
         except NoMeasurementError as state:
             self.say(f"the hardware's rates were not measured, so there are no floors: {state}\n{state.details}")
             return
-        if YARDSTICK not in self.workers:
+        if yardstick not in self.workers:
             worker.stop()
         for precision, rate in self.rates.products.items():
             self._append(_rate_row(f"{YARDSTICK} {precision}", rate, "GFLOP/s"))
@@ -124,17 +155,18 @@ class Session:
             self._announce(f"{suite} {case}")
             if case in self.done:
                 self.say("  as above")
-                self.file.append(self.run, [replace(row, suite=suite) for row in self.done[case]])
+                for isa, row in self.done[case]:
+                    self._write(replace(row, suite=suite), isa)
                 continue
             begin = len(self.rows)
             ready = self._prepare(suite, case, self._taking_part(suite, case))
             times = self._rounds(suite, case, ready)
             self._report(suite, case, times)
             if self.options.device == "cuda" and suite != GRID:  # which is about who is faster
-                for name in times:
-                    self._count_memory(suite, case, name)
-                for name in times:  # last, because a profiler slows down what comes after it
-                    self._count_launches(suite, case, name)
+                for entrant in times:
+                    self._count_memory(suite, case, entrant)
+                for entrant in times:  # last, because a profiler slows down what comes after it
+                    self._count_launches(suite, case, entrant)
             for worker in self.workers.values():
                 worker.release()
             self.done[case] = self.rows[begin:]
@@ -147,23 +179,30 @@ class Session:
             together = 2 if case.B * case.N <= 2**26 else 1
             memory_limit = int(0.85 * available_memory() / together)
 
-            def resident(contender: Contender, case: Case = case, memory_limit: int = memory_limit) -> Row:
-                worker = self._worker(contender.name, memory_limit)
+            def resident(entrant: Entrant, case: Case = case, memory_limit: int = memory_limit) -> tuple[Entrant, Row]:
+                worker = self._worker(entrant, memory_limit)
                 try:
                     peak = worker.resident_memory(case, self.options.limit)
-                    return _row(suite, case, contender.name, "peak memory", peak, repetitions=1)
+                    return entrant, _row(suite, case, entrant.name, "peak memory", peak, repetitions=1)
                 except NoMeasurementError as state:
                     limit = f" at {memory_limit / 1e9:.1f} GB" if str(state) == "out of memory" else ""
-                    return state_row(suite, case, contender.name, f"{state}{limit}")
+                    return entrant, state_row(suite, case, entrant.name, f"{state}{limit}")
                 finally:
                     worker.stop()
 
-            for row in self._at_once(together, resident, [c for c in self.contenders if c.checked]):
-                self._append(row)
-                self.say(f"  {row.backend:24} {row.note or f'{row.value:.0f} MB'}")
+            for entrant, row in self._at_once(together, resident, [e for e in self.entrants if e.contender.checked]):
+                self._append(row, entrant.isa)
+                self.say(f"  {entrant!s:24} {row.note or f'{row.value:.0f} MB'}")
 
     def measure_train_steps(self, suite: str, cases: Iterable[StepCase]) -> None:
-        """SimCLR steps with each regulariser, in this process: they share the network, and nobody else is timed now."""
+        """SimCLR steps with each regulariser, in this process: they share the network, and nobody else is timed now.
+
+        So they run with this process' instruction set, and belong to its run.
+        """
+        own = next((isa for isa, run in self.runs.items() if isa in ("", native.isa())), None)
+        if own is None:
+            self.say(f"{suite}: left out, because it runs in this process, whose instruction set is {native.isa()}")
+            return
         for case in cases:
             name = f"{suite} {case.mode} {case.images} images"
             if self.seconds_left <= 0:
@@ -177,7 +216,7 @@ class Session:
                 self._wrong(f"{name}: {error}")
                 continue
             for row in rows:
-                self._append(row)
+                self._append(row, own)
                 if row.statistic in ("time", "state"):
                     value = "" if row.value is None else f"{row.value:10.2f} ms  "
                     self.say(f"  {row.backend:24} {value}{row.note}")
@@ -192,131 +231,146 @@ class Session:
                 self.not_reached.append(f"{suite} {case}")
                 self._append(state_row(suite, case, "-", "not reached"))
 
-    def _taking_part(self, suite: str, case: Case) -> list[Contender]:
+    def _taking_part(self, suite: str, case: Case) -> list[Entrant]:
         """Everybody, in the grid its rivals; against the clock, those that compile for every shape once only."""
         if suite == GRID:
-            return [c for c in self.contenders if c.ours or self.options.device in c.rival]
+            return [e for e in self.entrants if e.contender.ours or self.options.device in e.contender.rival]
         hurried = bool(self.done) and self.options.seconds < math.inf
-        for contender in self.contenders:
-            if hurried and contender.compiles:
-                self._append(state_row(suite, case, contender.name, "not reached: compiling takes too long"))
-        return [contender for contender in self.contenders if not (hurried and contender.compiles)]
+        for entrant in self.entrants:
+            if hurried and entrant.contender.compiles:
+                self._append(state_row(suite, case, entrant.name, "not reached: compiling takes too long"))
+        return [entrant for entrant in self.entrants if not (hurried and entrant.contender.compiles)]
 
-    def _prepare(self, suite: str, case: Case, contenders: Sequence[Contender]) -> dict[str, float]:
-        """Contenders that gave a right answer, with the time of their first call in ms; rows for all others."""
+    def _prepare(self, suite: str, case: Case, entrants: Sequence[Entrant]) -> dict[Entrant, float]:
+        """Who gave a right answer, with the time of the first call in ms; rows for all others."""
 
-        def prepare(contender: Contender) -> tuple[Contender, dict[str, float] | NoMeasurementError]:
+        def prepare(entrant: Entrant) -> tuple[Entrant, dict[str, float] | NoMeasurementError]:
             try:
-                return contender, self.workers[contender.name].prepare(case, self.options.limit)
+                return entrant, self.workers[entrant].prepare(case, self.options.limit)
             except NoMeasurementError as state:
-                return contender, state
+                return entrant, state
 
-        for contender in contenders:
-            self.workers[contender.name].start()  # all of them import at once
+        for entrant in entrants:
+            self.workers[entrant].start()  # all of them import at once
         ready = {}
         # Nothing is timed yet, so on the CPU two may compile at once; a GPU's memory is better used one by one.
         together = 2 if self.options.device == "cpu" and case.B * case.N <= 2**26 else 1
-        for contender, found in self._at_once(together, prepare, contenders):
+        for entrant, found in self._at_once(together, prepare, entrants):
             if isinstance(found, NoMeasurementError):
-                self._no_value(suite, case, contender.name, found)
+                self._no_value(suite, case, entrant, found)
                 continue
-            ready[contender.name] = found.pop("expected")
+            ready[entrant] = found.pop("expected")
             for statistic, value in found.items():
-                self._append(_row(suite, case, contender.name, statistic, value))
+                self._append(_row(suite, case, entrant.name, statistic, value), entrant.isa)
         return ready
 
     def _at_once(
-        self, together: int, work: Callable[[Contender], Result], contenders: Sequence[Contender]
+        self, together: int, work: Callable[[Entrant], Result], entrants: Sequence[Entrant]
     ) -> Iterator[Result]:
-        """`work` for so many contenders at once, in order; then alone those whose pilot is a measurement."""
+        """`work` for so many at once, in order; then alone those whose pilot is a measurement."""
         with ThreadPoolExecutor(together) as pool:
-            yield from pool.map(work, [contender for contender in contenders if not contender.pilot])
-        yield from map(work, [contender for contender in contenders if contender.pilot])
+            yield from pool.map(work, [entrant for entrant in entrants if not entrant.contender.pilot])
+        yield from map(work, [entrant for entrant in entrants if entrant.contender.pilot])
 
-    def _no_value(self, suite: str, case: Case, name: str, state: NoMeasurementError) -> None:
-        self._append(state_row(suite, case, name, str(state)))
-        self.say(f"  {name:24} {state}")
+    def _no_value(self, suite: str, case: Case, entrant: Entrant, state: NoMeasurementError) -> None:
+        self._append(state_row(suite, case, entrant.name, str(state)), entrant.isa)
+        self.say(f"  {entrant!s:24} {state}")
         if state.details:
             self.say(state.details)
-        if named(name).ours and str(state).startswith(("wrong", "failed", "no answer")):
-            self._wrong(f"{name} {case}: {state}")
+        if entrant.contender.ours and str(state).startswith(("wrong", "failed", "no answer")):
+            self._wrong(f"{entrant} {case}: {state}")
 
     def _wrong(self, what: str) -> None:
         self.wrong.append(what)
         self.say(f"WRONG: {what}")
 
-    def _worker(self, name: str, memory_limit: int = 0) -> Worker:
-        worker = Worker(name, self.options.device, self.options.threads, memory_limit=memory_limit)
+    def _worker(self, entrant: Entrant, memory_limit: int = 0) -> Worker:
+        device, threads = self.options.device, self.options.threads
+        worker = Worker(entrant.name, device, threads, memory_limit=memory_limit, isa=entrant.isa)
         worker.deadline = self.started + self.options.seconds + GRACE_SECONDS
         return worker
 
-    def _rounds(self, suite: str, case: Case, ready: dict[str, float]) -> dict[str, Times]:
-        times = {name: Times() for name in ready}
+    def _rounds(self, suite: str, case: Case, ready: dict[Entrant, float]) -> dict[Entrant, Times]:
+        times = {entrant: Times() for entrant in ready}
         for _ in range(self.options.rounds):
-            for name, had in list(times.items()):
+            for entrant, had in list(times.items()):
                 if had.turns and (had.spent > self.options.patience or self.seconds_left <= 0):
                     continue
                 try:
-                    self._turn(name, had, expected=had.turns[-1] if had.turns else ready[name])
+                    self._turn(entrant, had, expected=had.turns[-1] if had.turns else ready[entrant])
                 except NoMeasurementError as state:
-                    del times[name]
-                    self._no_value(suite, case, name, state)
+                    del times[entrant]
+                    self._no_value(suite, case, entrant, state)
         return times
 
-    def _turn(self, name: str, had: Times, expected: float) -> None:
+    def _turn(self, entrant: Entrant, had: Times, expected: float) -> None:
         calls = max(1, min(MOST_CALLS, math.ceil(TURN_MS[self.options.device] / expected)))
         start = time.monotonic()
-        taken = self.workers[name].milliseconds(calls, self.options.limit)
+        taken = self.workers[entrant].milliseconds(calls, self.options.limit)
         had.spent += time.monotonic() - start
         had.calls += calls
         had.turns.append(statistics.median(taken))
 
-    def _report(self, suite: str, case: Case, times: dict[str, Times]) -> None:
-        ours = next((c.name for c in self.contenders if c.ours and c.name in times), None)
-        for name, had in times.items():
-            self._append(_spread(suite, case, name, "time", had.turns, had.calls))
-            line = f"  {name:24} {statistics.median(had.turns):10.2f} ms"
-            if ours is not None and name != ours:
+    def _report(self, suite: str, case: Case, times: dict[Entrant, Times]) -> None:
+        """The first of ours in a run is the measure of everybody else in it."""
+        measure = {isa: next((e for e in times if e.contender.ours and e.isa == isa), None) for isa in self.runs}
+        for entrant, had in times.items():
+            self._append(_spread(suite, case, entrant.name, "time", had.turns, had.calls), entrant.isa)
+            line = f"  {entrant!s:24} {statistics.median(had.turns):10.2f} ms"
+            for isa, ours in measure.items():
+                if ours is None or entrant == ours or (entrant.contender.ours and entrant.isa != isa):
+                    continue
                 ratios = [theirs / mine for theirs, mine in zip(had.turns, times[ours].turns, strict=False)]
-                self._append(_spread(suite, case, name, "ratio", ratios, had.calls))
-                line += f"  {statistics.median(ratios):6.2f}x"
+                self._append(_spread(suite, case, entrant.name, "ratio", ratios, had.calls), isa)
+                line += f"  {statistics.median(ratios):6.2f}x {isa}".rstrip()
             self.say(line)
         if self.rates is None:
             return
         floors = dict(zip(("gemm floor", "gather floor"), self.rates.floors_ms(case), strict=True))
         for statistic, value in floors.items():
             self._append(_row(suite, case, "roofline", statistic, value))
-        for contender in self.contenders:
-            if contender.ours and contender.name in times:
-                shares = [turn / sum(floors.values()) for turn in times[contender.name].turns]
-                self._append(_spread(suite, case, contender.name, "of the floor", shares, len(shares)))
+        for entrant, had in times.items():
+            if entrant.contender.ours:
+                shares = [turn / sum(floors.values()) for turn in had.turns]
+                self._append(_spread(suite, case, entrant.name, "of the floor", shares, len(shares)), entrant.isa)
 
-    def _count_memory(self, suite: str, case: Case, name: str) -> None:
+    def _count_memory(self, suite: str, case: Case, entrant: Entrant) -> None:
         try:
-            peak = self.workers[name].peak_memory()
+            peak = self.workers[entrant].peak_memory()
         except NoMeasurementError as state:
-            self._no_value(suite, case, name, state)
+            self._no_value(suite, case, entrant, state)
             return
         if peak is not None:
-            self._append(_row(suite, case, name, "peak memory", peak, repetitions=1))
+            self._append(_row(suite, case, entrant.name, "peak memory", peak, repetitions=1), entrant.isa)
 
-    def _count_launches(self, suite: str, case: Case, name: str) -> None:
+    def _count_launches(self, suite: str, case: Case, entrant: Entrant) -> None:
         try:
-            kernels = self.workers[name].kernels()
+            kernels = self.workers[entrant].kernels()
         except NoMeasurementError as state:
-            self._no_value(suite, case, name, state)
+            self._no_value(suite, case, entrant, state)
             return
         if kernels is not None:
             own = sum("ldreg" in kernel for kernel in kernels)
-            self._append(_row(suite, case, name, "launches", len(kernels), repetitions=1))
-            self._append(_row(suite, case, name, "own launches", own, repetitions=1))
+            self._append(_row(suite, case, entrant.name, "launches", len(kernels), repetitions=1), entrant.isa)
+            self._append(_row(suite, case, entrant.name, "own launches", own, repetitions=1), entrant.isa)
 
     def _announce(self, what: str) -> None:
         self.say(f"{what}, after {time.monotonic() - self.started:.0f} s")
 
-    def _append(self, row: Row) -> None:
-        self.rows.append(row)
-        self.file.append(self.run, [row])
+    def _append(self, row: Row, isa: str = "") -> None:
+        """A row of the run of an instruction set, or of all runs."""
+        self.rows.append((isa, row))
+        self._write(row, isa)
+
+    def _write(self, row: Row, isa: str) -> None:
+        for run in [self.runs[isa]] if isa else self.runs.values():
+            self.file.append(run, [row])
+
+
+def entrants(contender: Contender, isas: Iterable[str]) -> list[Entrant]:
+    """Our CPU kernels with every instruction set, anybody else once."""
+    cpu_kernels = contender.ours and contender.devices == CPU
+    return [Entrant(contender, isa) for isa in isas] if cpu_kernels else [Entrant(contender)]
 
 
 def available_memory() -> int:

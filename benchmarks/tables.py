@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .contenders import YARDSTICK
 from .records import Row
-from .selection import NOBODY, OURS, PLACES, Results, Shape
+from .selection import NOBODY, OURS, Results, Shape
 
 PRODUCTS = tuple(f"mm + topk + bag {precision}" for precision in ("fp32", "tf32", "bf16"))
 BEST_PRODUCT = "mm + topk + bag, the best"  # a column of the README's
@@ -107,7 +107,7 @@ def headline(results: Results, *, short: bool = False, suite: str = "headline") 
             rows.append((shape.size, shape.words, first, *cells))
     lines = (*notes.lines(), *_left_out(results, suite))
     header = ("(B, N, D, k)", "what", "ours, ms (p20-p80)", *others)
-    return make_table(results, suite, f"Time per call, {PLACES[results.device]}", header, rows, lines)
+    return make_table(results, suite, f"Time per call, {results.place}", header, rows, lines)
 
 
 def accuracy(results: Results) -> Table:
@@ -121,7 +121,7 @@ def accuracy(results: Results) -> Table:
         cells = [_worst(results, suite, backend, dtype, statistic) for dtype, statistic in columns]
         rows.append((backend, *cells))
     header = ("contender", *(f"{dtype}: {statistic.replace('lid', 'LID')}" for dtype, statistic in columns))
-    return make_table(results, suite, f"Accuracy, {PLACES[results.device]}", header, rows)
+    return make_table(results, suite, f"Accuracy, {results.place}", header, rows)
 
 
 def memory(results: Results, suite: str, *, short: bool = False) -> Table:
@@ -135,7 +135,7 @@ def memory(results: Results, suite: str, *, short: bool = False) -> Table:
             rows.append((shape.size, shape.words, number(4e-6 * shape.B * shape.N), *cells))
     header = ("(B, N, D, k)", "what", "B x N in float32", "ours", *others)
     lines = (*notes.lines(), *_left_out(results, suite))
-    title = f"Peak memory beyond the inputs in MB, {PLACES[results.device]}"
+    title = f"Peak memory beyond the inputs in MB, {results.place}"
     return make_table(results, suite, title, header, rows, lines)
 
 
@@ -160,7 +160,7 @@ def roofline(results: Results) -> Table:
         "time, ms",
         "time / both floors",
     )
-    title = f"Against what the hardware could do, {PLACES[results.device]}"
+    title = f"Against what the hardware could do, {results.place}"
     faster = "Below 1x, caches or the symmetry of y = x beat what a floor assumes." if below else ""
     return make_table(
         results, suite, title, header, rows, tuple(filter(None, (_rates(results), faster))) if rows else ()
@@ -181,7 +181,7 @@ def train_step(results: Results) -> Table:
     step_columns = ("without, ms", "naive, ms (LDReg's share)", "fused, ms (LDReg's share)", "naive / fused")
     header = ("model", "features", "k", "dtype", *step_columns, "peak MB: without / naive / fused")
     remarks = {row.note: None for row in results.rows(suite) if row.statistic == "time" and row.note}
-    title = f"One training step, {PLACES[results.device]}"
+    title = f"One training step, {results.place}"
     return make_table(results, suite, title, header, rows, (*notes.lines(), *remarks))
 
 
@@ -200,7 +200,7 @@ def not_measured(results: Results) -> Table:
         where = "; ".join(cases) if len(cases) <= 2 else f"{len(cases)} cases"
         others = f" (and {len(reasons) - 1} similar)" if len(reasons) > 1 else ""
         rows.append(("everybody" if backend in NOBODY else backend, where, reasons[0] + others))
-    return Table(f"Not measured, {PLACES[results.device]}", ("contender", "where", "why"), tuple(rows))
+    return Table(f"Not measured, {results.place}", ("contender", "where", "why"), tuple(rows))
 
 
 # ------------------------------------------------------------------------------------------------- their cells

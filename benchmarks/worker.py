@@ -30,6 +30,7 @@ from .cases import Case
 from .contenders import Contender, named
 from .gate import WrongAnswerError
 from .harness import OutOfMemoryError, Trial, peak_resident_memory
+from .isa import environment
 from .records import ROOT
 from .roofline import measure_rates
 from .searches import UnavailableError
@@ -58,10 +59,13 @@ class Worker:
         threads: CPU threads of torch and of every OpenMP library.
         package: the checkout whose ldreg_kernels is measured.
         memory_limit: bytes of data the process may have; 0 for no limit.
+        isa: the instruction set of our CPU kernels; empty for what this process' environment says.
     """
 
-    def __init__(self, contender: str, device: str, threads: int, package: Path = ROOT, memory_limit: int = 0) -> None:
-        self.contender = contender
+    def __init__(
+        self, contender: str, device: str, threads: int, package: Path = ROOT, memory_limit: int = 0, isa: str = ""
+    ) -> None:
+        self.contender, self.isa = contender, isa
         self._arguments = [contender, device, str(threads), str(memory_limit)]
         self._package = package
         self.deadline = math.inf  # on time.monotonic(); no answer is waited for longer
@@ -166,7 +170,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": self._arguments[2]},
+                env={**environment(self.isa), "OMP_NUM_THREADS": self._arguments[2]},
             )
         return self._process
 

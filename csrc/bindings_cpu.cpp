@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if LDREG_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -21,9 +25,17 @@ namespace {
 
 using ldreg::Kernels;
 
+#if LDREG_X86
+// Asked of the processor, because clang 14 does not know the name in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool runs_here(const std::string& isa) {
 #if LDREG_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");

@@ -11,12 +11,13 @@ from benchmarks.records import FILE_NAME, RecordFile, Row, Run
 from benchmarks.selection import Results
 from benchmarks.tables import Table
 
+ISA = "avx512bf16"  # of the processor that measured, where a test says nothing else
 NEW, OLD = "20250102T000000", "20250101T000000"
 SEARCH = replace(TRAIN, mode="forward")
 HALF = replace(TRAIN, dtype="bfloat16")
 
 
-def run(device: str = "cpu", start: str = NEW, hardware: str = "Some CPU, 2 threads, avx512bf16") -> Run:
+def run(device: str = "cpu", start: str = NEW, hardware: str = f"Some CPU, 2 threads, {ISA}") -> Run:
     return Run(f"{start}-{device}", "2025-01-02", "abc1234", device, hardware, "python 3.11.7; torch 2.13.0")
 
 
@@ -65,8 +66,9 @@ def record(folder: Path, rows: list[Row], of: Run | None = None) -> Path:
     return folder
 
 
-def results(folder: Path, device: str = "cpu") -> Results:
-    return report.read(folder)[device]
+def results(folder: Path, device: str = "cpu", isa: str = ISA) -> Results:
+    found = report.read(folder)
+    return found.cuda if device == "cuda" else found.on_cpu(isa)
 
 
 def verdicts(folder: Path) -> dict[tuple[str, str], str]:

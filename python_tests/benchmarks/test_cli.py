@@ -28,6 +28,7 @@ def run(*arguments):
         (["--suite", "headlines"], "must be one of headline, k, n, memory, grid, train-step"),
         (["--contender", "annoy"], "is none of ldreg cpu"),
         (["--threads", "0"], "--threads"),
+        (["--isa", "mmx"], "must be all or one of"),
         (["--report", "--out", "/nowhere/at/all"], "holds no measurements"),
         (["--compare", "no-such-revision"], "git knows no commit"),
         (["--quick", "--out", str(RESULTS)], "is for complete suites"),
@@ -45,6 +46,23 @@ def test_cuda_without_cuda_is_refused(monkeypatch):
     result = run("--device", "cuda")
     assert result.exit_code == 2
     assert "no CUDA device" in result.output
+
+
+def test_an_instruction_set_is_for_a_cpu_and_all_means_those_that_run_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "instruction_sets", lambda: ("avx512", "avx2", "portable"))
+    given = []
+
+    def measure(chosen, taking_part, options, isas, out, *, quick):
+        given.append(isas)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli, "_measure", measure)
+    for arguments in ([], ["--isa", "avx2"], ["--isa", "portable", "--isa", "avx512"], ["--isa", "all"]):
+        run("--device", "cpu", *arguments, "--out", str(tmp_path))
+    assert given == [("",), ("avx2",), ("avx512", "portable"), ("avx512", "avx2", "portable")]
+    refused = run("--device", "cuda", "--isa", "avx2", "--list")
+    assert refused.exit_code == 2
+    assert "is for --device cpu" in " ".join(refused.output.replace("│", " ").split())
 
 
 def test_lists_what_would_run():
@@ -72,7 +90,7 @@ def test_the_grid_is_run_on_request_only():
 def test_a_quick_grid_gets_its_minutes(monkeypatch, tmp_path):
     given = []
 
-    def measure(chosen, taking_part, options, out, *, quick):
+    def measure(chosen, taking_part, options, isas, out, *, quick):
         given.append(options.seconds)
         raise SystemExit(0)
 
@@ -141,16 +159,16 @@ def test_a_ratio_compares_times_of_one_round():
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository's history")
 def test_another_commit_is_built_timed_and_removed(monkeypatch):
-    run_really = compare._run
+    run_really = compare.run_in
 
-    def run_without_compiling(command, folder, **environment):
+    def run_without_compiling(folder, command, **environment):
         if "setup.py" not in command:
-            run_really(command, folder, **environment)
+            run_really(folder, command, **environment)
             return
         for built in (ROOT / "ldreg_kernels").glob("_cpu*.so"):  # HEAD's own, or nearly
             shutil.copy(built, folder / "ldreg_kernels")
 
-    monkeypatch.setattr(compare, "_run", run_without_compiling)
+    monkeypatch.setattr(compare, "run_in", run_without_compiling)
     said = []
     compare.compare(
         "HEAD",
@@ -167,6 +185,6 @@ def test_another_commit_is_built_timed_and_removed(monkeypatch):
 
 def test_a_build_that_fails_says_what_was_printed(tmp_path):
     with pytest.raises(SystemExit, match="git show no-such-thing failed"):
-        compare._run(["git", "show", "no-such-thing"], Path(tmp_path))
+        compare.run_in(Path(tmp_path), ["git", "show", "no-such-thing"])
     with pytest.raises(typer.BadParameter, match="git knows no commit"), compare.checkout("nope", "cpu", print):
         pass

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ldreg_kernels as ldk
+from benchmarks import searches
 from benchmarks.cases import MODES, RIVALS, Case, suites
 from benchmarks.contenders import CONTENDERS, Answer, _gather_gradient, contenders, named
 from benchmarks.gate import WrongAnswerError, check
@@ -124,7 +125,9 @@ def test_names_are_unique_and_found():
 
 def test_the_grid_counts_libraries_and_the_simple_form():
     rivals = {device: [c.name for c in contenders(device) if device in c.rival] for device in ("cpu", "cuda")}
-    assert rivals["cpu"] == ["mm + topk + bag fp32", "faiss", "scikit-learn"]
+    assert rivals["cpu"] == [
+        *("mm + topk + bag fp32", "faiss", "scikit-learn", "scikit-learn-intelex", "usearch", "NumKong"),
+    ]
     products = [f"mm + topk + bag {precision}" for precision in ("fp32", "tf32", "bf16")]
     assert rivals["cuda"] == [*products, "faiss gpu", "cuVS", "flashlib"]
     assert not any(c.ours and c.rival for c in CONTENDERS)
@@ -132,7 +135,15 @@ def test_the_grid_counts_libraries_and_the_simple_form():
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("cuVS", "cuvs"), ("faiss gpu", "faiss"), ("flashlib", "flashlib"), ("torchid", "torchid")],
+    [
+        ("cuVS", "cuvs"),
+        ("faiss gpu", "faiss"),
+        ("flashlib", "flashlib"),
+        ("torchid", "torchid"),
+        ("scikit-learn-intelex", "sklearnex.neighbors"),
+        ("usearch", "usearch.index"),
+        ("NumKong", "numkong"),
+    ],
 )
 def test_a_missing_library_says_so(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
@@ -140,7 +151,20 @@ def test_a_missing_library_says_so(name, module, monkeypatch):
         named(name).build(replace(SQUARE, mode="lid"))
 
 
-# ---------------------------------------------------------------- libraries of a GPU: stand-ins of the same interface
+def test_intelex_leaves_scikit_learn_as_it_is_and_hands_nothing_on_to_it():
+    pytest.importorskip("sklearnex", reason="scikit-learn-intelex is not installed")
+    answer_of(named("scikit-learn-intelex"), SQUARE)
+    neighbors = sys.modules.get("sklearn.neighbors") or pytest.importorskip("sklearn.neighbors")
+    assert neighbors.NearestNeighbors.__module__.startswith("sklearn.")
+    assert "sklearnex" not in neighbors.NearestNeighbors.kneighbors.__module__
+    import sklearnex
+
+    before = sklearnex.get_config()["allow_sklearn_after_onedal"]
+    answer_of(named("scikit-learn-intelex"), SQUARE)
+    assert sklearnex.get_config()["allow_sklearn_after_onedal"] == before
+
+
+# ---------------------------------------------------------------- stand-ins of the same interface: a CPU's libraries
 
 
 def nearest(x, y, k):
@@ -170,6 +194,58 @@ def judged(contender, case):
 def seen():
     """Dtypes and k of every call."""
     return []
+
+
+@pytest.fixture
+def usearch(pretend, seen):
+    """usearch 2.26's `search`: half precision as the bits of an unsigned integer, whose meaning `dtype` says."""
+
+    def search(dataset, query, count, metric, *, exact, threads, dtype):
+        assert exact
+        assert threads == torch.get_num_threads()
+        assert metric == "l2sq"
+        x, y = (torch.from_numpy(t).view(torch.bfloat16) if dtype else torch.from_numpy(t) for t in (query, dataset))
+        seen.append((x.dtype, y.dtype, count))
+        squares, indices = nearest(x, y, count)
+        return SimpleNamespace(distances=squares.numpy(), keys=indices.numpy().astype("uint64"))
+
+    kinds = {"ScalarKind": SimpleNamespace(BF16="bf16"), "MetricKind": SimpleNamespace(L2sq="l2sq")}
+    pretend("usearch.index", search=search, **kinds)
+
+
+@pytest.fixture
+def numkong(pretend, seen):
+    """NumKong 7.8's packed distances into a part of the rows of an output."""
+
+    def euclideans_packed(a, b, *, out, start_row, end_row):
+        seen.append((a.dtype, b.rows.dtype, end_row - start_row))
+        out[start_row:end_row] = torch.cdist(a[start_row:end_row].double(), b.rows.double()).to(out.dtype)
+
+    pretend(
+        "numkong",
+        from_dlpack=lambda t: t,
+        dots_pack=lambda t: SimpleNamespace(rows=t, width=len(t)),
+        empty=lambda shape, dtype: torch.full(shape, torch.nan, dtype=getattr(torch, dtype)),
+        euclideans_packed=euclideans_packed,
+    )
+
+
+@pytest.mark.parametrize("shape", ["y is x", "more references", "bfloat16"])
+@pytest.mark.parametrize("library", ["usearch", "numkong"])
+def test_a_search_of_a_cpu_library_is_completed(library, shape, request, seen, monkeypatch):
+    """Half precision goes in as it is; a block of NumKong's is shared among the threads, without a row left out."""
+    request.getfixturevalue(library)
+    monkeypatch.setattr(searches, "NUMKONG_ROWS", 41)
+    for case in SHAPES[shape]:
+        judged(named({"numkong": "NumKong"}.get(library, library)), case)
+        dtype = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
+        assert {call[:2] for call in seen} == {(dtype, dtype)}
+        if library == "numkong":
+            assert sum(rows for *_, rows in seen) == case.B
+        seen.clear()
+
+
+# ---------------------------------------------------------------- stand-ins of the same interface: a GPU's libraries
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from benchmark_rows import HALF, cpu_rows, curve_rows, record, results, state
+from benchmark_rows import HALF, ISA, cpu_rows, curve_rows, record, results, run, state
 from PIL import Image
 
 from benchmarks import plots, report
@@ -25,7 +25,7 @@ VOID = {"br", "img", "meta"}
 def test_every_plot_is_a_png_and_is_drawn_only_from_rows(tmp_path: Path) -> None:
     paths = report.save_plots(record(tmp_path, cpu_rows() + curve_rows()))
     kinds = ("time-n", "time-k", "memory-n", "speed-up", "roofline")
-    assert {path.name for path in paths} == {f"{kind}-cpu-float32.png" for kind in kinds}
+    assert {path.name for path in paths} == {f"{kind}-cpu-{ISA}-float32.png" for kind in kinds}
     for path in paths:
         with Image.open(path) as image:
             image.verify()
@@ -37,7 +37,7 @@ def test_every_plot_is_a_png_and_is_drawn_only_from_rows(tmp_path: Path) -> None
 
 
 def test_out_of_memory_is_marked_at_the_limit(tmp_path: Path) -> None:
-    figure = plots.figures(results(record(tmp_path, curve_rows())))["memory-n-cpu-float32"]
+    figure = plots.figures(results(record(tmp_path, curve_rows())))[f"memory-n-cpu-{ISA}-float32"]
     (axes,) = figure.axes
     crosses = [tuple(float(v[0]) for v in line.get_data()) for line in axes.lines if line.get_marker() == "X"]
     assert crosses == [(4096.0, 19200.0)]
@@ -126,9 +126,24 @@ def test_every_documented_table_has_a_name(tmp_path: Path) -> None:
     names = {"goals", *(f"{kind}-{device}" for kind in kinds for device in ("cpu", "cuda"))}
     found = report.readme_tables(report.read(record(tmp_path, cpu_rows())))
     assert set(found) == names
-    for make in found.values():
-        lines = [line for line in report.to_markdown(make()).splitlines() if line.startswith("|")]
-        assert len({len(line) for line in lines}) <= 1  # columns line up
+    for table in (table for make in found.values() for table in make()):
+        lines = [line for line in report.to_markdown(table).splitlines() if line.startswith("|")]
+        assert len({len(line) for line in lines}) == 1  # columns line up
+
+
+def test_readme_has_a_table_of_every_instruction_set(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench:headline-cpu -->\n<!-- /bench:headline-cpu -->")
+    record(tmp_path, cpu_rows(published=5.0), run(hardware="Old CPU, 2 threads, avx2"))
+    report.update_readme(readme, record(tmp_path, cpu_rows()))
+    first, second = readme.read_text().split("**Time per call, CPU with avx2**")
+    assert "**Time per call, CPU with avx512bf16**" in first
+    assert ("9.0x" in first, "9.0x" in second) == (True, False)
+    assert ("Some CPU, 2 threads, avx512bf16" in first, "Old CPU, 2 threads, avx2" in second) == (True, True)
+    titles = re.findall(r"<h2>(Time per call, [^<]*)</h2>", report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert titles == ["Time per call, CPU with avx512bf16", "Time per call, CPU with avx2"]
+    named = {name for results in report.read(tmp_path) for name in plots.figures(results)}
+    assert {"speed-up-cpu-avx2-float32", "speed-up-cpu-avx512bf16-float32"} <= named
 
 
 @pytest.mark.parametrize(

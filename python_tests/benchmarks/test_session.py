@@ -4,18 +4,20 @@ import json
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import worker
+from benchmarks import records, worker
 from benchmarks.cases import Case
 from benchmarks.contenders import Answer, Contender, named
 from benchmarks.harness import OutOfMemoryError, Trial, kernel_names, peak_resident_memory
+from benchmarks.isa import instruction_sets
 from benchmarks.records import FILE_NAME, RecordFile, Row, Run
 from benchmarks.searches import UnavailableError
-from benchmarks.session import Options, Session
+from benchmarks.session import Entrant, Options, Session
 from benchmarks.worker import NoMeasurementError, Worker
 
 CPU = torch.device("cpu")
@@ -166,7 +168,7 @@ def session(tmp_path):
     names = ("ldreg cpu", "cdist + topk", "cuVS", "torch.mm")
     said = []
     file = RecordFile(tmp_path / FILE_NAME)
-    with Session(Run.start("cpu", 1), file, OPTIONS, [named(name) for name in names], said.append) as found:
+    with Session({"": Run.start("cpu", 1)}, file, OPTIONS, [named(name) for name in names], said.append) as found:
         found.said = said
         yield found
 
@@ -203,8 +205,9 @@ def test_a_run_leaves_every_row(session):
 
 
 def test_in_the_grid_only_rivals_take_part(session):
-    session.contenders = [named(name) for name in ("ldreg cpu", "cdist + topk", "mm + topk + bag fp32", "torch.mm")]
-    session.workers["mm + topk + bag fp32"] = session._worker("mm + topk + bag fp32")
+    rival = Entrant(named("mm + topk + bag fp32"))
+    session.entrants.append(rival)
+    session.workers[rival] = session._worker(rival)
     session.measure("grid", [CASE])
     rows = by_key([record.row for record in session.file.read()])
     assert {backend for _, backend, statistic in rows if statistic == "time"} == {"ldreg cpu", "mm + topk + bag fp32"}
@@ -248,7 +251,7 @@ def test_our_own_wrong_answer_fails_the_run_and_is_not_timed(session, monkeypatc
     def refuse(case, limit):
         raise NoMeasurementError(state, "the traceback")
 
-    monkeypatch.setattr(session.workers["ldreg cpu"], "prepare", refuse)
+    monkeypatch.setattr(session.workers[Entrant(named("ldreg cpu"))], "prepare", refuse)
     session.measure("headline", [CASE])
     assert session.wrong == [f"ldreg cpu {CASE}: {state}"]
     assert "the traceback" in session.said
@@ -258,7 +261,51 @@ def test_our_own_wrong_answer_fails_the_run_and_is_not_timed(session, monkeypatc
     assert not [key for key in rows if key[2] == "ratio"]  # to what?
 
 
+def test_every_instruction_set_has_its_run_and_the_others_are_measured_once(tmp_path):
+    """Our rows belong to one run each; a library's time is the same in every run, its ratio is not."""
+    isas = tuple(isa for isa in instruction_sets() if isa in ("avx2", "portable"))
+    runs = {isa: Run.start("cpu", 1, isa) for isa in isas}
+    file = RecordFile(tmp_path / FILE_NAME)
+    with Session(runs, file, OPTIONS, [named("ldreg cpu"), named("torch.mm")], lambda _: None) as session:
+        session.measure("headline", [Case(400, 400, 512, 8)])
+        session.measure("k", [Case(400, 400, 512, 8)])
+    found = {(r.run.isa, r.row.suite, r.row.backend, r.row.statistic): r.row.value for r in file.read()}
+    for isa in isas:
+        for suite in ("headline", "k"):
+            ours, theirs = (found[isa, suite, name, "time"] for name in ("ldreg cpu", "torch.mm"))
+            assert found[isa, suite, "torch.mm", "ratio"] == pytest.approx(theirs / ours, rel=0.5)
+            assert (isa, suite, "ldreg cpu", "ratio") not in found
+            assert theirs == found[isas[0], suite, "torch.mm", "time"]
+    assert len({found[isa, "headline", "ldreg cpu", "time"] for isa in isas}) == len(isas)
+    assert len({record.run.run for record in file.read()}) == len(isas)
+
+
+def test_a_worker_computes_with_the_set_it_was_told(start):
+    for isa in instruction_sets():
+        told = start("ldreg cpu", isa=isa)
+        told.prepare(CASE, limit=10)
+        environ = Path(f"/proc/{told._process.pid}/environ").read_text().split("\0")
+        assert f"LDREG_CPU_ISA={isa}" in environ
+
+
+def test_training_steps_belong_to_the_set_of_this_process(tmp_path):
+    said = []
+    with Session({"mmx": Run.start("cpu", 1)}, RecordFile(tmp_path / FILE_NAME), OPTIONS, [], said.append) as session:
+        session.measure_train_steps("train-step", [None])
+    assert "left out, because it runs in this process" in said[0]
+
+
 # ---------------------------------------------------------------- rows
+
+
+def test_hardware_says_the_set_and_what_the_machine_has_beyond_it(monkeypatch):
+    monkeypatch.setattr(records, "instruction_sets", lambda: ("avx512bf16", "avx2", "portable"))
+    lesser = Run.start("cpu", 2, "avx2")
+    assert lesser.hardware.endswith(" with avx512bf16, 2 threads, avx2")
+    assert (lesser.isa, lesser.run[-9:]) == ("avx2", "-cpu-avx2")
+    own = Run.start("cpu", 2, "avx512bf16")
+    assert own.hardware.endswith(", 2 threads, avx512bf16")
+    assert " with " not in own.hardware
 
 
 def test_rows_come_back_as_they_went(tmp_path):

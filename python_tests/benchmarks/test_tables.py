@@ -6,12 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmark_rows import HALF, NEW, OLD, cell, cpu_rows, curve_rows, record, results, row, run, state, timed, verdicts
+from benchmark_rows import (
+    HALF,
+    ISA,
+    NEW,
+    OLD,
+    cell,
+    cpu_rows,
+    curve_rows,
+    record,
+    results,
+    row,
+    run,
+    state,
+    timed,
+    verdicts,
+)
 
 from benchmarks import goals, report, standings, tables
 from benchmarks.cases import HUGE_BATCH, RIVALS, TRAIN, Case, suites
+from benchmarks.contenders import named
 from benchmarks.records import Row
-from benchmarks.selection import Shape
+from benchmarks.selection import INTELEX, LIBRARIES, Shape
+
+CPU = f"CPU {ISA}"
 
 # ------------------------------------------------------------------------------------------------- selection
 
@@ -22,7 +40,7 @@ def test_newest_run_wins_whatever_the_order_in_the_file(tmp_path: Path) -> None:
     table = tables.headline(results(tmp_path))
     assert cell(table, 0, "ours, ms (p20-p80)") == "218 (196-240)"
     assert "faiss" not in table.header  # the older run's rows are not mixed in
-    assert "abc1234, 2025-01-02; `ldreg bench --device cpu --suite headline`" in table.caption
+    assert "abc1234, 2025-01-02; `ldreg bench --device cpu --isa avx512bf16 --suite headline`" in table.caption
 
 
 def test_every_suite_and_device_has_its_own_newest_run(tmp_path: Path) -> None:
@@ -34,6 +52,21 @@ def test_every_suite_and_device_has_its_own_newest_run(tmp_path: Path) -> None:
         "n": f"{OLD}-cpu",
     }
     assert cell(tables.headline(results(tmp_path, "cuda")), 0, "ours, ms (p20-p80)").startswith("4.00 ")
+
+
+def test_every_instruction_set_keeps_its_newest_run(tmp_path: Path) -> None:
+    """A newer run of one set leaves those of the others as they are; they come out the widest first."""
+    rows = {"avx2": 900.0, ISA: 218.0, "neon": 700.0, "portable": 990.0, "avx512": 400.0}
+    for isa, time in rows.items():
+        record(tmp_path, timed(TRAIN, "ldreg cpu", 999.0), run(start=OLD, hardware=f"Some CPU, 2 threads, {isa}"))
+        record(tmp_path, timed(TRAIN, "ldreg cpu", time), run(hardware=f"Some CPU, 1 threads, {isa}"))
+    later = run(start="20250103T000000", hardware=f"Other CPU with {ISA}, 2 threads, avx2")
+    record(tmp_path, timed(TRAIN, "ldreg cpu", 800.0), later)
+    found = report.read(tmp_path).cpu
+    assert [each.isa for each in found] == [ISA, "avx512", "avx2", "portable", "neon"]
+    times = [cell(tables.headline(each), 0, "ours, ms (p20-p80)").split()[0] for each in found]
+    assert times == ["218", "400", "800", "990", "700"]
+    assert report.read(tmp_path).on_cpu("mmx").runs == {}
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -128,20 +161,55 @@ def test_numbers_have_two_or_three_digits(value: float, text: str) -> None:
 
 def test_goals_are_judged_by_the_rows(tmp_path: Path) -> None:
     record(tmp_path, cpu_rows(published=9.9, product=1.9), run(start=OLD))
-    named = [("CPU", "published code"), ("CPU", "torch.mm alone")]
-    assert {verdicts(tmp_path)[name] for name in named} == {"NOT met"}
-    assert "2 not met (CPU published code, CPU torch.mm alone)" in report.outcome(report.read(tmp_path))
+    two = [(CPU, "published code"), (CPU, "torch.mm alone")]
+    assert {verdicts(tmp_path)[name] for name in two} == {"NOT met"}
+    assert f"2 not met ({CPU} published code, {CPU} torch.mm alone)" in report.outcome(report.read(tmp_path))
     record(tmp_path, cpu_rows(published=10.0, product=2.0))
-    assert {verdicts(tmp_path)[name] for name in named} == {"met"}
+    assert {verdicts(tmp_path)[name] for name in two} == {"met"}
     assert verdicts(tmp_path)["GPU", "published code"] == "not measured"
 
 
-def test_goals_on_a_cpu_depend_on_its_instructions(tmp_path: Path) -> None:
-    named = [("CPU", "published code"), ("CPU", "torch.mm alone")]
+def test_goals_on_a_cpu_stand_beside_each_other_by_instruction_set(tmp_path: Path) -> None:
+    two = ["published code", "torch.mm alone"]
     record(tmp_path, cpu_rows(published=5.0, product=1.12), run(hardware="Old CPU, 2 threads, avx2"))
-    assert {verdicts(tmp_path)[name] for name in named} == {"met"}
-    record(tmp_path, cpu_rows(published=5.0, product=1.12), run(start="20250103T000000"))
-    assert {verdicts(tmp_path)[name] for name in named} == {"NOT met"}
+    record(tmp_path, cpu_rows(published=5.0, product=1.12), run(start=OLD))
+    record(tmp_path, cpu_rows(), run(hardware="Any CPU, 2 threads, portable"))
+    record(tmp_path, cpu_rows(), run(hardware="Wide CPU, 2 threads, avx512"))
+    found = verdicts(tmp_path)
+    assert [found["CPU avx2", name] for name in two] == ["met", "met"]
+    assert [found[CPU, name] for name in two] == ["NOT met", "NOT met"]
+    assert list(dict.fromkeys(where for where, _ in found)) == [CPU, "CPU avx512", "CPU avx2", "GPU"]
+    assert {what for where, what in found if where == "CPU avx512"} == {
+        "the other libraries",
+        "scikit-learn-intelex",
+        "fixed cost",
+        "memory",
+    }
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "met"), (0.99, "NOT met")], ids=["just reached", "just missed"])
+def test_goals_of_avx2(tmp_path: Path, factor: float, verdict: str) -> None:
+    rows = [
+        *timed(TRAIN, "ldreg cpu", 700.0),
+        row(TRAIN, "published", "ratio", 5 * factor),
+        row(TRAIN, "torch.mm", "ratio", 1.112 * factor),
+        *timed(HALF, "ldreg cpu", 700.0 / factor),
+        row(Case(8192, 8192, 512, 64), "faiss", "ratio", 1.4 * factor),
+        row(Case(2048, 65536, 256, 64), "faiss", "ratio", 1.5 * factor),
+    ]
+    record(tmp_path, rows, run(hardware="Some CPU, 2 threads, avx2"))
+    judged = [line for line in goals.goals(report.read(tmp_path)).rows if line[0] == "CPU avx2"][:5]
+    assert [line[1] for line in judged] == ["published code", "torch.mm alone", "faiss", "faiss", "bfloat16 features"]
+    assert {line[-1] for line in judged} == {verdict}
+
+
+def test_shapes_of_the_goals_are_measured() -> None:
+    headline = set(suites("cpu")["headline"])
+    shapes = {(shape, what) for made in goals.CPU_GOALS.values() for what, shape, *_ in made}
+    assert {shape for shape, _ in shapes} <= {Shape(**case.to_dict()) for case in headline}
+    assert HALF in headline
+    small = {Case(64, 64, 128, 8), Case(256, 256, 512, 16), Case(4096, 4096, 16, 16)}
+    assert small <= set(suites("cpu")["grid"])
 
 
 def test_goals_on_a_gpu(tmp_path: Path) -> None:
@@ -168,16 +236,20 @@ def floors(folder: Path) -> dict[str, str]:
     return {where.split(",")[0]: verdict for _, what, where, *_, verdict in rows if what == "both hardware floors"}
 
 
-def grid_rows(losses: dict[Case, float], device: str = "cpu", leave_out: int = 0) -> list[Row]:
-    """Every case of the grid, won by twice against faiss and thrice against scikit-learn, but for faiss's wins."""
+def grid_rows(
+    losses: dict[Case, float], device: str = "cpu", leave_out: int = 0, intelex: dict[Case, float] | None = None
+) -> list[Row]:
+    """Every case of the grid, won by twice against faiss and thrice against the others, but for faiss's wins."""
     grid = suites(device)["grid"]
+    others = [name for name in LIBRARIES if device in named(name).rival and name != "faiss"]
     return [
         made
         for case in grid[: len(grid) - leave_out]
         for made in (
             *timed(case, "ldreg cpu", 1.0, suite="grid"),
             *timed(case, "faiss", 2.0, losses.get(case, 2.0), suite="grid"),
-            *timed(case, "scikit-learn", 3.0, 3.0, suite="grid"),
+            *(made for name in others for made in timed(case, name, 3.0, 3.0, suite="grid")),
+            *(timed(case, INTELEX, 4.0, intelex.get(case, 4.0), suite="grid") if intelex is not None else ()),
             *timed(case, "published", 0.1, 0.1, suite="grid"),  # no rival: the grid does not count it
         )
     ]
@@ -185,41 +257,65 @@ def grid_rows(losses: dict[Case, float], device: str = "cpu", leave_out: int = 0
 
 def test_the_grid_counts_wins_and_lists_losses(tmp_path: Path) -> None:
     first, half = suites("cpu")["grid"][0], next(c for c in suites("cpu")["grid"] if c.dtype == "bfloat16")
-    table = standings.grid(results(record(tmp_path, grid_rows({first: 0.84, half: 0.4}))))
+    rows = grid_rows({first: 0.84, half: 0.4}, intelex={first: 0.5})
+    table = standings.grid(results(record(tmp_path, rows)))
+    there = f"({half.B}, {half.N}, {half.D}, {half.k}) bfloat16, loss + gradient"
+    won = ("60 of 60", "3.0x", "(64, 64, 16, 8) float32, loss + gradient")
     assert table.rows == (
-        (
-            "the best of them",
-            "58 of 60",
-            "0.40x",
-            f"({half.B}, {half.N}, {half.D}, {half.k}) bfloat16, loss + gradient",
-        ),
-        ("faiss", "58 of 60", "0.40x", table.rows[0][3]),
-        ("scikit-learn", "60 of 60", "3.0x", "(64, 64, 16, 8) float32, loss + gradient"),
+        ("the best of these", "58 of 60", "0.40x", there),
+        ("mm + topk + bag fp32", *won),
+        ("faiss", "58 of 60", "0.40x", there),
+        ("scikit-learn", *won),
+        ("usearch", *won),
+        ("NumKong", *won),
+        ("scikit-learn-intelex, counted by itself", "59 of 60", "0.50x", won[-1]),
     )
     assert table.notes[:2] == (
-        "Won 58 of 60 against the best other library",
-        f"Lost, with its time over ours: {table.rows[0][3]} 0.40x by faiss; (64, 64, 16, 8) 0.84x by faiss",
+        f"Won 58 of 60 against the best other library; lost {there} 0.40x by faiss; (64, 64, 16, 8) 0.84x by faiss",
+        "Won 59 of 60 against scikit-learn-intelex; lost (64, 64, 16, 8) 0.50x by scikit-learn-intelex",
     )
-    assert verdicts(tmp_path)["CPU", "the other libraries"] == "NOT met"
+    assert table.title == f"A grid of training shapes, CPU with {ISA}"
+    assert verdicts(tmp_path)[CPU, "the other libraries"] == "NOT met"
+    assert verdicts(tmp_path)[CPU, INTELEX] == "met"
 
 
 def test_the_grid_is_won_when_all_of_it_was_measured_and_no_case_is_lost(tmp_path: Path) -> None:
     record(tmp_path, grid_rows({suites("cpu")["grid"][0]: 1.0}))  # a tie is not slower
-    assert verdicts(tmp_path)["CPU", "the other libraries"] == "met"
+    assert verdicts(tmp_path)[CPU, "the other libraries"] == "met"
     left = run(start="20250103T000000")
     last = suites("cpu")["grid"][-1]
     record(tmp_path, [*grid_rows({}, leave_out=1), state(last, "-", "not reached", "grid")], left)
-    assert verdicts(tmp_path)["CPU", "the other libraries"] == "not measured"
+    assert verdicts(tmp_path)[CPU, "the other libraries"] == "not measured"
     assert standings.grid(results(tmp_path)).notes[1] == "Not reached or without another library: 1 cases"
     assert verdicts(tmp_path)["GPU", "an empty function"] == "not measured"
+
+
+@pytest.mark.parametrize(("losses", "verdict"), [(5, "met"), (6, "NOT met")])
+def test_intelex_may_win_five_cases_and_is_no_loss_to_the_others(tmp_path: Path, losses: int, verdict: str) -> None:
+    record(tmp_path, grid_rows({}, intelex=dict.fromkeys(suites("cpu")["grid"][:losses], 0.7)))
+    assert verdicts(tmp_path)[CPU, INTELEX] == verdict
+    assert verdicts(tmp_path)[CPU, "the other libraries"] == "met"
+
+
+def test_a_library_that_is_not_installed_leaves_its_goal_open(tmp_path: Path) -> None:
+    grid = suites("cpu")["grid"]
+    rows = [made for made in grid_rows({}) if made.backend != "usearch"]
+    rows += [state(case, name, "missing: No module named it", "grid") for case in grid for name in ("usearch", INTELEX)]
+    table = standings.grid(results(record(tmp_path, rows)))
+    assert ("usearch", "not installed", "-", "-") in table.rows
+    assert (INTELEX, "not installed", "-", "-") in table.rows
+    found = {what: line for where, what, *line in goals.goals(report.read(tmp_path)).rows if where == CPU}
+    assert found[INTELEX][-2:] == ["not installed", "not measured"]
+    assert found["the other libraries"][-1] == "not measured"
+    assert found["the other libraries"][-2].endswith("; usearch not installed")
 
 
 def test_a_case_of_the_grid_without_an_answer_of_ours_is_lost(tmp_path: Path) -> None:
     case = Case(64, 64, 16, 8)
     rows = [state(case, "ldreg cpu", "wrong: recall 0.9", "grid"), *timed(case, "faiss", 2.0, suite="grid")]
     table = standings.grid(results(record(tmp_path, rows)))
-    assert table.rows[0][:3] == ("the best of them", "0 of 1", "no answer of ours")
-    assert verdicts(tmp_path)["CPU", "the other libraries"] == "NOT met"
+    assert table.rows[0][:3] == ("the best of these", "0 of 1", "no answer of ours")
+    assert verdicts(tmp_path)[CPU, "the other libraries"] == "NOT met"
 
 
 def test_rivals_cite_what_was_published_as_theirs(tmp_path: Path) -> None:
@@ -253,7 +349,7 @@ def test_host_times_are_judged_beyond_an_empty_function(tmp_path: Path) -> None:
     def host(folder: Path) -> dict[str, str]:
         rows = goals.goals(report.read(folder)).rows
         found = {what[-1]: verdict for _, against, *what, _, _, verdict in rows if against == "an empty function"}
-        return found | {"cpu": verdicts(folder)["CPU", "fixed cost"]}
+        return found | {"cpu": verdicts(folder)[CPU, "fixed cost"]}
 
     record(tmp_path, host_rows(cuda=64.0, triton=101.0, cpu=150.0, empty=40.0))  # a stub in the kernel's place: no GPU
     triton, cuda = "host time, ldreg triton", "host time, ldreg cuda"
@@ -275,6 +371,6 @@ def test_memory_goal_allows_outputs_and_a_fixed_workspace(tmp_path: Path) -> Non
     allowed = goals.allowed_mb(Shape(**case.to_dict()))
     assert allowed == pytest.approx((16384 * (512 * 4 + 64 * 16) + 2 * 16384 * 16) / 1e6 + 64)
     record(tmp_path, [row(case, "ldreg cpu", "peak memory", 0.99 * allowed, "memory")])
-    assert verdicts(tmp_path)["CPU", "memory"] == "met"
+    assert verdicts(tmp_path)[CPU, "memory"] == "met"
     record(tmp_path, [row(case, "ldreg cpu", "peak memory", 1.01 * allowed, "memory")])
-    assert verdicts(tmp_path)["CPU", "memory"] == "NOT met"
+    assert verdicts(tmp_path)[CPU, "memory"] == "NOT met"
