@@ -3,7 +3,7 @@
 // First as many candidates as neighbours are wanted, by lower bound; the largest of their distances bounds the k-th one.
 // Then, of the rest, only those whose lower bound does not exceed it (the multi-step search of Seidl & Kriegel, 1998, in
 // two steps instead of one per candidate). When a group's lists are long enough to want most references several times,
-// it walks through the references together, a cache-sized chunk after the other.
+// each reference is read once and meets all queries of the group that want it.
 #pragma once
 
 #include "candidates.h"
@@ -13,8 +13,8 @@
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-constexpr int kGroup = 48;                       // queries evaluated together
-constexpr int64_t kSharedBytes = 384 << 10;      // references that stay in L2 while the group uses them
+constexpr int kGroup = 48;                   // queries evaluated together, at most
+constexpr int64_t kGroupBytes = 384 << 10;   // of their rows, which stay in L2 while the references pass
 
 // One query on its way from candidates to neighbours.
 struct Evaluation {
@@ -57,6 +57,10 @@ class Evaluator {
   }
 
  private:
+  struct Wanted {
+    int query, entry;  // in the group, and in the query's list
+  };
+
   // Candidates from e.from on with lower <= bound go to the front; returns where they end.
   static int split(Evaluation& e, float bound) {
     float* lower = e.lower.get();
@@ -76,32 +80,30 @@ class Evaluator {
   void distances(Evaluation* group, int size) {
     int64_t total = 0;
     for (int g = 0; g < size; ++g) total += group[g].to - group[g].from;
-    if (total < 2 * y_.rows()) {
-      for (int g = 0; g < size; ++g) range(group[g], group[g].from, group[g].to);
-      return;
-    }
-    const int64_t rows = std::max<int64_t>(16, kSharedBytes / int64_t(columns_ * sizeof(T)));
-    const int chunks = int((y_.rows() + rows - 1) / rows);
-    int* ends = ends_.reserve(int64_t(size) * chunks);
-    for (int g = 0; g < size; ++g) by_chunk(group[g], rows, chunks, ends + g * chunks);
-    for (int chunk = 0; chunk < chunks; ++chunk)
-      for (int g = 0; g < size; ++g)
-        range(group[g], chunk == 0 ? group[g].from : ends[g * chunks + chunk - 1], ends[g * chunks + chunk]);
+    if (total >= 2 * y_.rows()) return by_reference(group, size, total);
+    for (int g = 0; g < size; ++g) range(group[g], group[g].from, group[g].to);
   }
 
-  // Sort index[from..to) by the chunk of `rows` references it falls in, keeping the order within (a counting sort).
-  void by_chunk(Evaluation& e, int64_t rows, int chunks, int* ends) {
-    int* sorted = sorted_.reserve(e.to);
-    int* chunk = chunk_.reserve(e.to);
-    std::fill_n(ends, chunks, 0);
-    const float inverse = 1.0f / static_cast<float>(rows);
-    for (int c = e.from; c < e.to; ++c) {
-      chunk[c] = std::min(int(static_cast<float>(e.index[c]) * inverse), chunks - 1);
-      ++ends[chunk[c]];
+  // The references one after the other, each with all queries that want it.
+  void by_reference(Evaluation* group, int size, int64_t total) {
+    int* end = ends_.reserve(y_.rows());
+    Wanted* wanted = wanted_by_.reserve(total);
+    std::fill_n(end, y_.rows(), 0);
+    for (int g = 0; g < size; ++g)
+      for (int c = group[g].from; c < group[g].to; ++c) ++end[group[g].index[c]];
+    for (int64_t j = 0, at = 0; j < y_.rows(); ++j) at += end[j], end[j] = int(at) - end[j];  // where each begins
+    for (int g = 0; g < size; ++g)
+      for (int c = group[g].from; c < group[g].to; ++c) wanted[end[group[g].index[c]]++] = Wanted{g, c};  // and ends
+    for (int64_t j = 0, at = 0; j < y_.rows(); at = end[j++]) {
+      const T *own = y_.row(j), *rows[4];
+      double d2[4];
+      for (int64_t w = at; w < end[j]; w += 4) {
+        for (int r = 0; r < 4; ++r) rows[r] = x_.row(group[wanted[std::min<int64_t>(w + r, end[j] - 1)].query].query);
+        squared_distances(own, rows, columns_, d2);
+        for (int r = 0; r < 4 && w + r < end[j]; ++r)
+          group[wanted[w + r].query].list[wanted[w + r].entry] = Neighbour{d2[r], int(j)};
+      }
     }
-    for (int k = 0, at = e.from; k < chunks; ++k) at += ends[k], ends[k] = at - ends[k];  // where each begins
-    for (int c = e.from; c < e.to; ++c) sorted[ends[chunk[c]]++] = e.index[c];            // and now where it ends
-    std::copy(sorted + e.from, sorted + e.to, e.index.get() + e.from);
   }
 
   void range(Evaluation& e, int from, int to) {
@@ -120,7 +122,8 @@ class Evaluator {
   int wanted_;
   double unit_;
   bool exact_;
-  Buffer<int> ends_, sorted_, chunk_;
+  Buffer<int> ends_;
+  Buffer<Wanted> wanted_by_;
 };
 
 }  // namespace LDREG_ISA

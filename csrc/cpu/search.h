@@ -277,7 +277,8 @@ class Search {
     Scratch scratch;
     // Together only if the group will want most references more than once; else one by one, so that the sink finds the
     // neighbours' rows still in L2.
-    const int together = int64_t(wanted_) * kGroup >= 2 * references().rows() ? kGroup : 1;
+    const int64_t fit = std::min<int64_t>(kGroup, kGroupBytes / int64_t(problem_.columns * sizeof(T)));
+    const int together = wanted_ * fit >= 2 * references().rows() ? int(fit) : 1;
     for (int from = 0; from < count && !control_.stopped(); from += together) {
       int size = 0;
       for (int i = from; i < std::min(count, from + together); ++i) {
