@@ -16,6 +16,8 @@ DISTANCE = 1e-6
 REFERENCE_DISTANCE_PER_D = 4e-9
 # float64 in, float64 out: D roundings of 1e-16 each, D <= 1e4.
 DISTANCE_FLOAT64 = 1e-12
+# The same where squares need a scale of their own: features of 1e-300 to 1e300, alone or beside ordinary ones.
+DISTANCE_FLOAT64_EXTREME = 1e-9
 
 LID = 4e-6  # times (1 + LID): the contract
 # Times LID (1 + LID): distances within 2e-7, which fp32 differences added in lanes keep to D = 8192. It takes
