@@ -79,6 +79,7 @@ def lid(found: Neighbours, estimator: str) -> tuple[Tensor, Tensor, Tensor]:
     r = found.relative.requires_grad_()
     value, degenerate = reference.estimate(r, estimator)
     (w,) = torch.autograd.grad(torch.where(degenerate, torch.ones_like(value), value).log().sum(), r)
+    assert w.isfinite().all()
     summed = (w.numpy()[..., None] * found.direction).sum(1)  # times 1 / d_k
     last = np.where(found.mantissa[:, -1:] > 0, found.mantissa[:, -1:], 1.0)
     with np.errstate(over="ignore"):

@@ -149,7 +149,7 @@ def hill_unbiased(d: Tensor) -> Tensor:
 def mada(d: Tensor) -> Tensor:
     """Manifold-adaptive (expansion) dimension (Farahmand et al. 2007): ln 2 / ln(d_k / d_h), h = floor(k/2)."""
     k = d.shape[1]
-    return math.log(2.0) / torch.log(d[:, -1] / d[:, k // 2 - 1])
+    return -math.log(2.0) / torch.log(d[:, k // 2 - 1] / d[:, -1])
 
 
 _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {

