@@ -1,9 +1,9 @@
 """Triton stage: every pair's exact squared distance, by differences. For small problems, float64, and rows that failed.
 
 d2_ij = sum_c (u (x_ic - y_jc))^2 with u a power of two (triton_language.unit_of). GROUP squares at most are added one
-after another, then BLOCK_D such sums as a tree, and those in float64: squared differences may all be equal, and then all
-roundings go the same way. No matrix-product form, so no cancellation at any offset. Stored as `square_bits`: +inf for a
-pair that NaN or Inf touches, NEVER for a query and itself.
+after another, then BLOCK_D such sums as a tree, and those in float64: squared differences may all be equal, and then
+all roundings go the same way. No matrix-product form, so no cancellation at any offset. Stored as `square_bits`: +inf
+for a pair that NaN or Inf touches, NEVER for a query and itself.
 """
 
 from __future__ import annotations

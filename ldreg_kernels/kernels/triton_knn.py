@@ -76,8 +76,9 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     """Candidates of the lists c, with exact distances: (n, sum).
 
     POWER > 0: the candidates whose key is among the k smallest are guessed to be the neighbours, and
-    sum = sum of (x - y_j) / d_j^POWER over them, but for the tiny and the infinite d_j. Rows are gathered once; the few
-    wrong guesses are mended later. Sums over more than BLOCK_D columns are in float64 (triton_direct.py has the reason).
+    sum = sum of (x - y_j) / d_j^POWER over them, but for the tiny and the infinite d_j. Rows are gathered once; the
+    few wrong guesses are mended later. Sums over more than BLOCK_D columns are in float64 (triton_direct.py has the
+    reason).
     """
     NEVER: tl.constexpr = 0x7FFFFFFF
     ROWS: tl.constexpr = C.rows
@@ -144,7 +145,7 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
 
 @triton.jit
 def _squares(p, x_row, y_row, live, listed, unit, larger, C: tl.constexpr):
-    """(larger d)^2 of rows x_row [ROWS, 1] and y_row [ROWS, TOGETHER, 1], where listed; a chunk of columns at a time."""
+    """(larger d)^2 of rows x_row [ROWS, 1] and y_row [ROWS, TOGETHER, 1], where listed; by chunks of columns."""
     BLOCK_D: tl.constexpr = C.row_d
     columns = lanes(BLOCK_D)
     d2 = tl.zeros(listed.shape, tl.float64)
