@@ -95,8 +95,9 @@ def _distances(x: Tensor, y: Tensor, compute_mode: str) -> Tensor:
     small = (x.detach() != 0) & (x.detach().abs() < _TINY * 2**60), (y != 0) & (y.abs() < _TINY * 2**60)
     if x.dtype != torch.float64 or not (small[0].any() or small[1].any()):
         return r
-    lifted = [(t * _LIFT).clamp(-(2.0**_TOP), 2.0**_TOP) for t in (x, y)]
-    return torch.where(r.detach() < _TINY, torch.cdist(*lifted, compute_mode=compute_mode) / _LIFT, r)
+    most = 2.0**_TOP
+    near = torch.cdist((x * _LIFT).clamp(-most, most), (y * _LIFT).clamp(-most, most), compute_mode=compute_mode)
+    return torch.where(r.detach() < _TINY, near / _LIFT, r)
 
 
 def _mask_self(key: Tensor, self_index: int | Tensor | None) -> Tensor:
