@@ -108,15 +108,15 @@ LDREG_HD LidTerms<Real> lid_terms(Estimator e, int k, Real d_k, Real d_h, LidSum
     case Estimator::mom: {
       const Real m = sums.one / (k - 1), a = sums.two / (k - 1);
       lid = m / a;
-      t.near = d_k / ((k - 1) * m * a);
+      t.near = d_k / a / ((k - 1) * m);  // not over m a, which may leave the range of numbers
       t.far = -1 / a;
       break;
     }
     case Estimator::mom_amsaleg: {
       const Real m = sums.one / k, a = sums.two / k;
       lid = m / a;
-      t.near = d_k / (k * m * a);
-      t.far = (d_k / k - m) / (m * a);
+      t.near = d_k / a / (k * m);
+      t.far = (d_k / k - m) / m / a;
       break;
     }
     case Estimator::mle:

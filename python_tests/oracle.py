@@ -41,11 +41,11 @@ def distances_given(x: Tensor, y: Tensor | None, indices: Tensor) -> Tensor:
     difference = x.double()[:, None] - rows
     finite = difference.detach().isfinite().all(2, keepdim=True)
     difference = torch.where(finite, difference, torch.nan)
-    # One power of two for each row, so that squares of 1e-320 or 1e320 never arise; vector_norm has zero
+    # One power of two for each pair, so that squares of 1e-320 or 1e320 never arise; vector_norm has zero
     # subgradient at 0.
-    size = difference.detach().abs().amax((1, 2), keepdim=True).clamp(1e-300, 1e300).nan_to_num(1.0)
+    size = difference.detach().abs().amax(2, keepdim=True).clamp(1e-300, 1e300).nan_to_num(1.0)
     unit = torch.exp2(size.log2().round())
-    return torch.linalg.vector_norm(difference / unit, dim=2) * unit[:, 0]
+    return torch.linalg.vector_norm(difference / unit, dim=2) * unit[:, :, 0]
 
 
 def lid_given(x: Tensor, y: Tensor | None, indices: Tensor, estimator: str) -> tuple[Tensor, Tensor]:

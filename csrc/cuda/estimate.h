@@ -48,24 +48,24 @@ __device__ __forceinline__ void write_neighbours(TeamShared<Real> shared, int li
   }
 }
 
-// In place of the distances in list[0..n): what the sum has not got of a candidate, c_j less its share; relative to the
-// largest c_j, so that float32 can hold it. Returns that.
+// In place of the distances in list[0..n): what the sum has not got of a candidate, c_j less its share; c_j = w_j / d_j
+// relative to the largest w_j. Beside a tiny d_j, all of them then fit float32, and so does what each of them adds, at most
+// 1: relative to the largest c_j, those of the farther neighbours would vanish. Returns the largest w_j.
+template <class Real>
 __device__ __forceinline__ double weigh(int scratch_at, const LidTerms<double>& terms, int k, int power, int list_at,
-                                            int n) {
+                                        int n) {
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();
   double largest = 0;
-  for (int j = team.thread; j < k; j += kTeam) {
-    const double d = sqrt(list[j].d2);
-    if (d > 0) largest = fmax(largest, fabs(lid_weight(terms, k, j, d)) / d);
-  }
+  for (int j = team.thread; j < k; j += kTeam) largest = fmax(largest, fabs(lid_weight(terms, k, j, sqrt(list[j].d2))));
   largest = team_max(team, shared_at<double>(scratch_at), largest);
   if (largest == 0) largest = 1;
+  constexpr double kMost = sizeof(Real) == 4 ? 1e38 : 1e300;  // of a weight, where the differences are subnormal
   for (int j = team.thread; j < n; j += kTeam) {
     const double d = sqrt(list[j].d2);
-    double weight = j < k && d > 0 ? lid_weight(terms, k, j, d) / d : 0.0;
-    if (list[j].index & 1) weight -= power == 2 ? terms.near / d / d : terms.near / d;
-    list[j].d2 = weight / largest;
+    double weight = j < k ? lid_weight(terms, k, j, d) : 0.0;
+    if (list[j].index & 1) weight -= power == 2 ? terms.near / d : terms.near;
+    list[j].d2 = weight == 0 ? 0 : fmax(-kMost, fmin(kMost, weight / largest / d));
   }
   team.sync();
   return largest;
@@ -115,7 +115,7 @@ __device__ inline void write_gradient(const TeamShared<RealOf<T>>& shared, int x
     for (int c = this_team().thread; c < a.p.D; c += kTeam) grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
     return;
   }
-  const double near = terms.near, largest = weigh(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);
+  const double near = terms.near, largest = weigh<RealOf<T>>(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);
   gather<T>(shared, x_at, list_at, n, near / largest, largest * shared.task().unit);
 }
 

@@ -2,7 +2,7 @@
 // added to the query's gradient, too.
 //
 // Contract: d2 = sum_c (u (x_c - y_c))^2 with u a power of two. A few squares of a thread are added in float32, everything
-// else in double, in one order. No matrix-product form, so no cancellation at any offset. Pairs that NaN or Inf touches
+// else in double, in one order; where those few would underflow, they are taken of larger differences. No matrix-product form, so no cancellation at any offset. Pairs that NaN or Inf touches
 // get +inf. A team takes a few references at a time, every thread four columns in 512: the sums for the gradient are then
 // each in one thread, and the only thing threads exchange is a distance.
 #pragma once
@@ -29,11 +29,23 @@ __device__ __forceinline__ void subtract(const Real* x, int c, int stride, Real 
   }
 }
 
+constexpr double kLift = 1.2676506002282294e30;  // 2^100
+
 template <class Real, int kValues>
 __device__ __forceinline__ double sum_of_squares(const Real (&difference)[kValues]) {
   Real part[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < kValues; ++i) part[i % 4] += difference[i] * difference[i];
+  if (sizeof(Real) == 4 && (part[0] + part[1]) + (part[2] + part[3]) < Real(1e-30)) {
+    // Rare but for equal features: differences below 1e-15, squared 2^100 times as large.
+    part[0] = part[1] = part[2] = part[3] = 0;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const Real larger = difference[i] * Real(kLift);
+      part[i % 4] += larger * larger;
+    }
+    return ((double(part[0]) + double(part[1])) + (double(part[2]) + double(part[3]))) * (1 / (kLift * kLift));
+  }
   return (double(part[0]) + double(part[1])) + (double(part[2]) + double(part[3]));
 }
 

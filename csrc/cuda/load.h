@@ -65,8 +65,9 @@ __device__ __forceinline__ void load_groups(const T* row, int c, int stride, int
   }
 }
 
-// A power of two such that features times it reach 2^48 (2^480 in double), from the bits of the largest: then no sum of
-// squares overflows, and a distance is lost only below 1e-33 of the largest feature. It and its inverse are normal.
+// A power of two such that features times it reach 2^48 (2^500 in double), from the bits of the largest: then no sum of
+// squares overflows. Differences have all their digits down to 1e-52 of the largest feature (1e-304 in double, whose squares
+// end there). It and its inverse are normal.
 __device__ inline double unit_of(unsigned long long largest, float) {
   const int exponent = int(unsigned(largest) >> 23) - 127;
   const int e = 48 - exponent > 126 ? 126 : 48 - exponent < -126 ? -126 : 48 - exponent;
@@ -75,7 +76,7 @@ __device__ inline double unit_of(unsigned long long largest, float) {
 
 __device__ inline double unit_of(unsigned long long largest, double) {
   const int exponent = int(largest >> 52) - 1023;
-  const int e = 480 - exponent > 1022 ? 1022 : 480 - exponent < -1022 ? -1022 : 480 - exponent;
+  const int e = 500 - exponent > 1022 ? 1022 : 500 - exponent < -1022 ? -1022 : 500 - exponent;
   return __longlong_as_double((long long)(e + 1023) << 52);
 }
 

@@ -20,6 +20,15 @@ from .contract import LID_MAX, MLE_EPSILON, KnnResult, LdregResult, LidResult, P
 
 DIRECT = "donot_use_mm_for_euclid_dist"  # differences, not the matrix-product form: accurate at any offset
 
+# float32 is the naive baseline of benchmarks and the demo, and keeps to what its sums can do: not many columns, and
+# distances whose squares have all their digits. All else is in float64.
+_LONGEST_SUM = 2048
+_SMALLEST = 1e-15
+
+# float64 features are scaled so that the largest reaches 2^500: then no square overflows. Distances below 2^-400 of
+# that unit are taken once more from features 2^500 times as large.
+_TOP, _TINY, _LIFT = 500, 2.0**-400, 2.0**500
+
 
 def unavailable_reason(device: torch.device | None = None) -> str | None:
     """The reference runs wherever torch does."""
@@ -30,11 +39,24 @@ def unavailable_reason(device: torch.device | None = None) -> str | None:
 
 
 def working_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    """float64 for float64 features, float32 for all others, unless their squares would leave float32's range."""
-    if x.dtype == torch.float64:
+    """float32 unless features are float64, rows are long, or squares would leave float32's range."""
+    if x.dtype == torch.float64 or x.shape[1] > _LONGEST_SUM:
         return torch.float64
-    largest = max(float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (x, y))
+    largest = _largest(x, y)
     return torch.float32 if largest == 0.0 or 1e-12 < largest < 1e12 else torch.float64
+
+
+def _largest(x: Tensor, y: Tensor) -> float:
+    """The largest finite |feature|."""
+    return max(float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in (x, y))
+
+
+def unit_of(x: Tensor, y: Tensor) -> float:
+    """A power of two by which features are multiplied before distances are taken; 1 in float32."""
+    largest = _largest(x, y)
+    if x.dtype != torch.float64 or largest == 0.0:
+        return 1.0
+    return 2.0 ** min(_TOP - math.frexp(largest)[1], 1000)  # its inverse is a normal number, too
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -52,7 +74,7 @@ def neighbours(problem: Problem, compute_mode: str = DIRECT) -> KnnResult:
     # Such rows must not enter cdist: its backward would multiply their NaN by 0 and give NaN to every other row.
     x = torch.where(x_finite[:, None], x, torch.zeros_like(x))
     y = torch.where(y_finite[:, None], y, torch.zeros_like(y))
-    r = torch.cdist(x, y, compute_mode=compute_mode)  # [B, N]
+    r = _distances(x, y, compute_mode)  # [B, N]
     finite = x_finite[:, None] & y_finite  # [B, N]
     key = torch.where(finite, r.detach(), torch.inf)
     key = _mask_self(key, problem.self_index)
@@ -61,6 +83,21 @@ def neighbours(problem: Problem, compute_mode: str = DIRECT) -> KnnResult:
         idx = idx[:, 1:]
     distances = torch.where(finite.gather(1, idx), r.gather(1, idx), torch.nan)
     return KnnResult(distances, idx.contiguous())
+
+
+def _distances(x: Tensor, y: Tensor, compute_mode: str) -> Tensor:
+    """Euclidean distances [B, N]; in float64, of features in `unit_of`, from 2^-1000 of it on.
+
+    Rows nearer than _TINY, yet not equal, differ in features that are themselves so small: features are 53 bits
+    long. So all others may be cut off where those are lifted; equal ones stay equal.
+    """
+    r = torch.cdist(x, y, compute_mode=compute_mode)
+    small = (x.detach() != 0) & (x.detach().abs() < _TINY * 2**60), (y != 0) & (y.abs() < _TINY * 2**60)
+    if x.dtype != torch.float64 or not (small[0].any() or small[1].any()):
+        return r
+    most = 2.0**_TOP
+    near = torch.cdist((x * _LIFT).clamp(-most, most), (y * _LIFT).clamp(-most, most), compute_mode=compute_mode)
+    return torch.where(r.detach() < _TINY, near / _LIFT, r)
 
 
 def _mask_self(key: Tensor, self_index: int | Tensor | None) -> Tensor:
@@ -113,7 +150,7 @@ def hill_unbiased(d: Tensor) -> Tensor:
 def mada(d: Tensor) -> Tensor:
     """Manifold-adaptive (expansion) dimension (Farahmand et al. 2007): ln 2 / ln(d_k / d_h), h = floor(k/2)."""
     k = d.shape[1]
-    return math.log(2.0) / torch.log(d[:, -1] / d[:, k // 2 - 1])
+    return -math.log(2.0) / torch.log(d[:, k // 2 - 1] / d[:, -1])
 
 
 _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -126,6 +163,14 @@ _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _near_one(d: Tensor) -> Tensor:
+    """d with every row times a power of two that brings d_k to 1: LID has no unit, and powers of d stay in range."""
+    last = d.detach()[:, -1:].nan_to_num(1.0, 1.0)
+    exponent = -torch.frexp(last).exponent
+    half = exponent.div(2, rounding_mode="floor")  # two factors: one alone may be too large a number
+    return d * torch.ldexp(torch.ones_like(last), half) * torch.ldexp(torch.ones_like(last), exponent - half)
+
+
 def estimate(d: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     """LID [B] (differentiable in d) and the mask of degenerate rows [B].
 
@@ -133,6 +178,7 @@ def estimate(d: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     be told apart (LID outside [0, 1e6]), and 0 where the nearer distances are 0 but d_k is not.
     """
     finite = d.detach().isfinite().all(1)
+    d = _near_one(d)
     raw = _ESTIMATORS[estimator](d.detach())
     in_range = (d.detach()[:, -1] > 0) & (raw >= 0) & (raw < LID_MAX)
     usable = finite & in_range & (raw > 0)
@@ -174,21 +220,18 @@ def loss(lid: Tensor, degenerate: Tensor, form: str, target: float | None, reduc
 
 def knn(problem: Problem) -> KnnResult:
     """Contract `knn`: distances and indices, no gradient."""
-    dtype = working_dtype(problem.x, problem.y)
     with torch.no_grad():
-        found = neighbours(problem._replace(x=problem.x.to(dtype), y=problem.y.to(dtype)))
-    return KnnResult(found.distances.to(result_dtype(problem.x)), found.indices)
+        found, unit = _found(problem, problem.x)
+    return KnnResult((found.distances / unit).to(result_dtype(problem.x)), found.indices)
 
 
 def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidResult:
     """Contract `lid`: every estimate comes from one list of the largest k asked for; the gradient is autograd's."""
-    dtype = working_dtype(problem.x, problem.y)
-    y = problem.y.detach().to(dtype)
     k_max = max([problem.k, *(k for _, k in track)])
 
     def compute() -> LidResult:
-        x = problem.x.detach().to(dtype, copy=True).requires_grad_(need_grad)
-        d = neighbours(problem._replace(x=x, y=y, k=k_max)).distances
+        x = problem.x.detach().double().requires_grad_(need_grad)
+        d = _found(problem._replace(k=k_max), x)[0].distances
         value, degenerate = estimate(d[:, : problem.k], estimator)
         grad = x.new_empty(0, x.shape[1])
         if need_grad:
@@ -201,6 +244,21 @@ def lid(problem: Problem, estimator: str, track: Track, need_grad: bool) -> LidR
         return LidResult(value.detach().to(out), degenerate, stacked.detach().to(out), grad.to(out))
 
     return _with_autograd(compute)
+
+
+def _found(problem: Problem, x: Tensor) -> tuple[KnnResult, float]:
+    """(neighbours, unit): distances in that unit, differentiable in x, the features of the problem in any dtype.
+
+    So a distance may be too large for its dtype and LID is not concerned.
+    """
+    dtype = working_dtype(problem.x, problem.y)
+    while True:
+        y = problem.y.detach().to(dtype)
+        unit = unit_of(problem.x.detach().to(dtype), y)
+        found = neighbours(problem._replace(x=x.to(dtype) * unit, y=y * unit))
+        if dtype == torch.float64 or not (found.distances.detach() < _SMALLEST).any():
+            return found, unit
+        dtype = torch.float64
 
 
 def _with_autograd(compute: Callable[[], Any]) -> Any:

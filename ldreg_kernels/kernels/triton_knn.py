@@ -14,13 +14,16 @@ import triton.language as tl
 from .triton_language import (
     FAILED,
     LARGEST,
+    LIFT,
+    TINY,
     count_below,
-    from_bits,
+    distance_of,
+    is_finite,
     kth_smallest,
     lanes,
     load_keys,
     sort_candidates,
-    to_bits,
+    square_bits,
     unit_of,
 )
 from .triton_operands import batch_unit, reference_at
@@ -73,7 +76,9 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     """Candidates of the lists c, with exact distances: (n, sum).
 
     POWER > 0: the candidates whose key is among the k smallest are guessed to be the neighbours, and
-    sum = sum of (x - y_j) / d_j^POWER over them. Rows are gathered once; the few wrong guesses are mended later.
+    sum = sum of (x - y_j) / d_j^POWER over them, but for the tiny and the infinite d_j. Rows are gathered once; the
+    few wrong guesses are mended later. Sums over more than BLOCK_D columns are in float64 (triton_direct.py has the
+    reason).
     """
     NEVER: tl.constexpr = 0x7FFFFFFF
     ROWS: tl.constexpr = C.rows
@@ -116,27 +121,43 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
             y = tl.load(y_row + columns[None, None, :], mask=inside, other=0.0).to(tl.float32) * unit
             difference = tl.where(inside, own[:, None, :] - y, 0.0)
             d2 = tl.sum(difference * difference, 2)
+            lifted = d2
+            if tl.max(tl.max((listed & (d2 < TINY)).to(tl.int32), 1), 0) > 0:
+                lifted = tl.sum(difference * LIFT * (difference * LIFT), 2)
             if POWER > 0:
+                tag = tl.where(d2 < TINY, tag & -2, tag)
                 d = tl.sqrt_rn(d2)
-                summed = ((tag & 1) > 0) & (d > 0) & (d < float("inf"))
+                summed = ((tag & 1) > 0) & (d < float("inf"))
                 weight = tl.where(summed, tl.div_rn(1.0, tl.where(d > 0, d, 1.0)), 0.0)
                 if POWER == 2:
                     difference = difference * weight[:, :, None]
                 total += tl.sum(tl.where(summed[:, :, None], difference * weight[:, :, None], 0.0), 1)
         else:
-            d2 = tl.zeros([ROWS, TOGETHER], tl.float32)
-            for f in range(0, p.D, BLOCK_D):
-                inside = (f + columns < p.D)[None, :]
-                x = tl.load(x_row + f + columns[None, :], mask=live[:, None] & inside, other=0.0)
-                inside = listed[:, :, None] & inside[:, None, :]
-                y = tl.load(y_row + f + columns[None, None, :], mask=inside, other=0.0)
-                difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
-                difference = tl.where(inside, difference, 0.0)
-                d2 += tl.sum(difference * difference, 2)
-        tl.store(s.bits + place, to_bits(tl.where(d2 < float("inf"), d2, float("inf"))), mask=listed)
+            d2 = _squares(p, x_row, y_row, live, listed, unit, 1.0, C)
+            lifted = d2
+            if tl.max(tl.max((listed & (d2 < TINY)).to(tl.int32), 1), 0) > 0:
+                lifted = _squares(p, x_row, y_row, live, listed, unit, LIFT, C)
+        tl.store(s.bits + place, square_bits(d2, lifted), mask=listed)
         tl.store(s.tag + place, tag, mask=listed)
     tl.debug_barrier()
     return n, total
+
+
+@triton.jit
+def _squares(p, x_row, y_row, live, listed, unit, larger, C: tl.constexpr):
+    """(larger d)^2 of rows x_row [ROWS, 1] and y_row [ROWS, TOGETHER, 1], where listed; by chunks of columns."""
+    BLOCK_D: tl.constexpr = C.row_d
+    columns = lanes(BLOCK_D)
+    d2 = tl.zeros(listed.shape, tl.float64)
+    for f in range(0, p.D, BLOCK_D):
+        inside = (f + columns < p.D)[None, :]
+        x = tl.load(x_row + f + columns[None, :], mask=live[:, None] & inside, other=0.0)
+        inside = listed[:, :, None] & inside[:, None, :]
+        y = tl.load(y_row + f + columns[None, None, :], mask=inside, other=0.0)
+        difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
+        difference = tl.where(inside, difference, 0.0) * larger
+        d2 += tl.sum(difference * difference, 2).to(tl.float64)
+    return d2.to(tl.float32)
 
 
 @triton.jit
@@ -145,8 +166,8 @@ def give_up(p, s, query, live, scratch, n):
 
     To be asked once the candidates are sorted, +inf last.
     """
-    last = from_bits(tl.load(s.sorted_bits + scratch + p.wanted - 1, mask=live & (n > 0), other=0))
-    lost = live & ((last < float("inf")) == 0)
+    last = tl.load(s.sorted_bits + scratch + p.wanted - 1, mask=live & (n > 0), other=0)
+    lost = live & (is_finite(last) == 0)
     place = tl.atomic_add(s.state + FAILED + tl.zeros(query.shape, tl.int32), 1, mask=lost)
     tl.store(s.failed + place, query, mask=lost)
     return tl.where(lost, 0, n)
@@ -175,10 +196,9 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
             inside = live[:, None] & (position < k)[None, :] & ((position + DROP)[None, :] < n[:, None])
             place = scratch[:, None] + DROP + position[None, :]
             bits = tl.load(s.sorted_bits + place, mask=inside, other=0)
-            d2 = from_bits(bits)
-            known = tl.where(d2 < float("inf"), d2, 0.0)
-            root = tl.sqrt(known) if C.wide else tl.sqrt_rn(known)
-            d = tl.where(d2 < float("inf"), root * back, float("nan"))
+            known = is_finite(bits)
+            d = distance_of(tl.where(known, bits, 0)) * back.to(tl.float64)
+            d = tl.where(known, d, float("nan")).to(back.dtype)
             at = query.to(tl.int64)[:, None] * k + position[None, :]
             tl.store(o.distances + at, d, mask=inside)
             tl.store(

@@ -7,8 +7,9 @@ are p, the Problem; s, the Space; a and c, Operands and Lists of the tiles; o, t
 all that a kernel is compiled for.
 
 Squared distances are compared as integers: the bits of a non-negative float are ordered like the float. This keeps ties
-exact, gives NaN and "never" a place behind +inf, and lets one bisection serve float32 and float64. No data of more than
-a block is held in registers.
+exact, gives NaN and "never" a place behind +inf, and lets one bisection serve float32 and float64. A float32 square
+below TINY has lost digits: it is taken again of differences LIFT times as large, and has its place among the negative
+integers. No data of more than a block is held in registers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ LARGEST = tl.constexpr(2)  # bits of the largest finite |feature|
 FAILED = tl.constexpr(3)  # rows whose candidates did not fit, listed in Space.failed
 STATE_WORDS = 8
 TERMS = tl.constexpr(8)  # numbers of a row in Space.terms
+
+TINY, LIFT = tl.constexpr(1e-30), tl.constexpr(2.0**100)  # see `square_bits`
+ZERO = tl.constexpr(-0x7FFFFFFE)  # bits of a square that is 0 even so; two integers below it stay free for searches
 
 NONE, OFFSET, MAP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # how a query finds itself among the references
 
@@ -157,6 +161,34 @@ def from_bits(b):
 
 
 @triton.jit
+def square_bits(d2, lifted):
+    """A squared distance as an integer of its order; `lifted`: the same of LIFT times the differences, read below TINY.
+
+    NaN becomes +inf. float64 squares need no help: batches in `unit_of` reach down to 1e-304 of their largest feature.
+    """
+    bits = to_bits(tl.where(d2 < float("inf"), d2, float("inf")))
+    if d2.dtype == tl.float32:
+        bits = tl.where(d2 < TINY, to_bits(lifted) + ZERO, bits)
+    return bits
+
+
+@triton.jit
+def is_finite(bits):
+    """Whether the distance of `square_bits` is a number."""
+    return from_bits(tl.maximum(bits, 0)) < float("inf")
+
+
+@triton.jit
+def distance_of(bits):
+    """The distance in float64 of a finite one's `square_bits`."""
+    root = tl.sqrt(from_bits(tl.maximum(bits, 0)).to(tl.float64))
+    if bits.dtype == tl.int32:
+        lifted = from_bits(tl.minimum(bits, 0) - ZERO).to(tl.float64)
+        root = tl.where(bits < 0, tl.sqrt(lifted) * (1 / LIFT), root)
+    return root
+
+
+@triton.jit
 def sortable(v):
     """Bits of a float32 ordered like the number, negative ones included."""
     b = v.to(tl.int32, bitcast=True)
@@ -171,14 +203,14 @@ def from_sortable(b):
 
 @triton.jit
 def unit_of(largest_bits, WIDE: tl.constexpr):
-    """(unit, 1 / unit): powers of two such that features times unit reach 2^48 (2^480 in float64).
+    """(unit, 1 / unit): powers of two such that features times unit reach 2^48 (2^500 in float64).
 
-    Then no sum of squares overflows, and a distance is lost only below 1e-33 of the largest feature. Both are normal
-    numbers at any scale of the batch.
+    Then no sum of squares overflows, and differences have all their digits down to 1e-52 of the largest feature (1e-304
+    in float64, whose squares end there). Both are normal numbers at any scale of the batch.
     """
     if WIDE:
         exponent = (largest_bits >> 52).to(tl.int64)
-        field = tl.minimum(tl.maximum(2 * 1023 + 480 - exponent, 1), 2045)
+        field = tl.minimum(tl.maximum(2 * 1023 + 500 - exponent, 1), 2045)
         unit = (field << 52).to(tl.float64, bitcast=True)
         back = ((2046 - field) << 52).to(tl.float64, bitcast=True)
     else:

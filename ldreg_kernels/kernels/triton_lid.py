@@ -3,10 +3,12 @@
 Formulas: csrc/lid_math.h has the table, kernels/reference.py the derivations. Here r_j = d_j / d_k, which no estimator
 can tell from d_j, and all of it is in float64: at LID 1000 a float32 difference d_k - d_j has three digits left.
 
-    d ln LID / d x = sum_j c_j (x - y_j),   c_j = w_j / (r_j d_k^2),   w_j = d ln LID / d r_j.
+    d ln LID / d x = sum_j c_j (x - y_j),   c_j = w_j / (d_j d_k),   w_j = d ln LID / d r_j.
 
 For mom and mom_amsaleg c_j is one number over d_j for all j < k, for hill over d_j^2: their sum comes from the pass
 that took the distances (triton_knn.from_list), and what is left to gather is the k-th neighbour and the wrong guesses.
+Weights are handed on as (w_j / the largest w) / d_j: beside a tiny d_j, float32 then holds all of them, and what each
+adds is at most 1. Relative to the largest c_j, those of the farther neighbours would vanish.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import triton.language as tl
 
 from .contract import ESTIMATORS, FORMS, LID_MAX, MLE_EPSILON, REDUCTIONS
 from .triton_knn import from_list, from_slab, give_up, task
-from .triton_language import LARGEST, TERMS, from_bits, lanes, sort_candidates, to_bits, unit_of
+from .triton_language import LARGEST, TERMS, distance_of, from_bits, is_finite, lanes, sort_candidates, to_bits, unit_of
 from .triton_operands import batch_unit
 
 MOM, AMSALEG, MLE, HILL, UNBIASED, MADA = (tl.constexpr(ESTIMATORS.index(name)) for name in ESTIMATORS)
@@ -51,9 +53,9 @@ def near_power(estimator: int) -> int:
 
 @triton.jit
 def _distance(s, at, inside):
-    """Sorted distances in the unit of the scratch, float64."""
+    """Sorted distances in the unit of the scratch, float64; +inf where NaN or Inf touches the pair."""
     bits = tl.load(s.sorted_bits + at, mask=inside, other=0)
-    return tl.sqrt(from_bits(bits).to(tl.float64))
+    return tl.where(is_finite(bits), distance_of(bits), float("inf"))
 
 
 @triton.jit
@@ -117,17 +119,16 @@ def lid_terms(s, at, live, k, ESTIMATOR: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def lid_weight(r, j, k, near, far, ESTIMATOR: tl.constexpr):
-    """c_j d_k^2 = w_j / r_j of the j-th neighbour: 0 at distance 0, where its direction is undefined, and beyond k."""
-    safe = tl.where(r > 0, r, 1.0)
+    """w_j of the j-th neighbour: 0 at distance 0, where its direction is undefined, and beyond k."""
     if ESTIMATOR == MLE:
-        w = near[:, None] / (r + EPSILON) / safe
+        w = near[:, None] / (r + EPSILON)
     elif ESTIMATOR == HILL or ESTIMATOR == UNBIASED:
-        w = near[:, None] / safe / safe
+        w = near[:, None] / tl.where(r > 0, r, 1.0)
     elif ESTIMATOR == MADA:
-        w = tl.where(j == k // 2 - 1, near[:, None], 0.0) / safe
+        w = tl.where(j == k // 2 - 1, near[:, None], 0.0)
     else:
-        w = near[:, None] / safe
-    w = tl.where(j == k - 1, far[:, None] / safe, w)
+        w = near[:, None] + 0 * r
+    w = tl.where(j == k - 1, far[:, None], w)
     return tl.where((j < k) & (r > 0), w, 0.0)
 
 
@@ -138,13 +139,14 @@ def lid_weight(r, j, k, near, far, ESTIMATOR: tl.constexpr):
 def corrections(s, at, row, n, k, unit, terms, live, POWER: tl.constexpr, C: tl.constexpr):
     """What has to be added to the sum of `from_list`: weights and tags to the scratch, factors to s.terms[row].
 
-    A candidate's weight less what the sum already has of it, relative to the largest weight of the row, so that
-    float32 can hold it beside a tiny distance. Without a sum (POWER 0) these are the neighbours themselves.
+    A candidate's weight less what the sum already has of it. Without a sum (POWER 0) these are the neighbours
+    themselves.
     """
     ROWS: tl.constexpr = C.rows
     BLOCK: tl.constexpr = C.sort
     ESTIMATOR: tl.constexpr = C.estimator
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
+    MOST: tl.constexpr = 1e300 if C.wide else 1e38
     lid, degenerate, d_k, near, far = terms
     longest = tl.max(n)
     largest = tl.zeros([ROWS], tl.float64)
@@ -157,25 +159,25 @@ def corrections(s, at, row, n, k, unit, terms, live, POWER: tl.constexpr, C: tl.
     for first in range(0, longest, BLOCK):
         j = first + lanes(BLOCK)
         listed = j[None, :] < n[:, None]
-        r = _distance(s, at[:, None] + j[None, :], listed) / d_k[:, None]
+        d = _distance(s, at[:, None] + j[None, :], listed)
+        r = d / d_k[:, None]
         tag = tl.load(s.sorted_tag + at[:, None] + j[None, :], mask=listed, other=0)
         weight = lid_weight(r, j[None, :], k, near, far, ESTIMATOR)
         if POWER > 0:
-            safe = tl.where(r > 0, r, 1.0)
-            summed = near[:, None] / safe
-            if POWER == 2:
-                summed = summed / safe
+            summed = near[:, None] / (tl.where(r > 0, r, 1.0) if POWER == 2 else 1.0)
             weight = weight - tl.where(((tag & 1) > 0) & (r > 0), summed, 0.0)
-        weight = (weight / largest[:, None]).to(WORK)
+        weight = weight / largest[:, None] / tl.where(r > 0, d, 1.0)
+        # Where differences are subnormal, 1 / d_j may be no number.
+        weight = tl.minimum(tl.maximum(weight, -MOST), MOST).to(WORK)
         keep = listed & (weight != 0)
         place = kept[:, None] + tl.cumsum(keep.to(tl.int32), 1) - 1
         kept += tl.sum(keep.to(tl.int32), 1)
         tl.store(s.bits + at[:, None] + place, to_bits(weight), mask=keep)
         tl.store(s.tag + at[:, None] + place, tag, mask=keep)
-    # Everything so far is in units of d_k and `unit`; two factors, because their product may leave float32's range.
-    factor = largest / d_k / d_k * unit.to(tl.float64)
+    # The differences are in `unit`; two factors, because their product may leave float32's range.
+    factor = largest / d_k * unit.to(tl.float64)
     root = tl.sqrt(factor)
-    of_sum = near / largest * d_k
+    of_sum = near / largest
     if POWER == 2:
         of_sum = of_sum * d_k
     outcome = tl.where(live & (lid != lid) & (degenerate == 0), float("nan"), 0.0)

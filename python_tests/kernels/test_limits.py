@@ -68,9 +68,7 @@ def test_gradient_beside_a_tiny_distance(backend) -> None:
         features = features.clone().requires_grad_()
         value = ldk.ldreg_loss(features, k=10, estimator="hill", reduction="sum", backend=name)
         grads.append(torch.autograd.grad(value, features)[0][0].double().cpu())
-    # The float32 reference is off by 4e-4 (measured): its square of 1e-22 is subnormal. Others keep the promised 1e-5.
-    tolerance = 1e-3 if backend.name == "reference" else 1e-5
-    torch.testing.assert_close(grads[0], grads[1], rtol=tolerance, atol=0)
+    torch.testing.assert_close(grads[0], grads[1], rtol=tolerances.GRADIENT, atol=0)
 
 
 @pytest.mark.alone
