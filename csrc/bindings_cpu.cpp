@@ -26,10 +26,14 @@ namespace {
 using ldreg::Kernels;
 
 #if LDREG_X86
-// Asked of the processor, because clang 14 does not know the name in __builtin_cpu_supports.
+// Asked of the processor, because clang 14 does not know the name in __builtin_cpu_supports; once, because a virtual
+// machine takes microseconds to answer.
 bool has_f16c() {
-  unsigned a, b, c = 0, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  static const bool found = [] {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  }();
+  return found;
 }
 #endif
 

@@ -24,19 +24,24 @@ inline double coded_square(double d, double unit) {  // of the distance d * unit
                   : kLeastSquare * std::sqrt(std::sqrt(d * (unit * 0x1p400)));
 }
 
-// The distance between two rows of T that a (coded) square stands for; infinite for +inf and for what exceeds double.
+// 2^exponent times the distance between two rows of T that a (coded) square stands for.
 template <class T>
-inline double distance_of(double d2) {
-  if (sizeof(typename Compute<T>::Real) == 4) return std::sqrt(d2);
-  if (d2 > kMostSquare) {
-    const double root = d2 / kMostSquare, square = root * root;
-    return square * 0x1p200 * (square * 0x1p200);
+inline double distance_of(double d2, int exponent = 0) {
+  if (sizeof(typename Compute<T>::Real) == 8 && (d2 > kMostSquare || d2 < kLeastSquare)) {
+    const double root = d2 > 1 ? d2 / kMostSquare : d2 / kLeastSquare, square = root * root;
+    return std::ldexp(square * square, (d2 > 1 ? 400 : -400) + exponent);
   }
-  if (d2 < kLeastSquare) {
-    const double root = d2 / kLeastSquare, square = root * root;
-    return square * 0x1p-200 * (square * 0x1p-200);
-  }
-  return std::sqrt(d2);
+  return std::sqrt(d2) * std::ldexp(1.0, exponent);
+}
+
+// The power of two that brings such a distance near 1 (2^+-1000 at most, so that its inverse is a normal number too);
+// 0 for distances that are none.
+template <class T>
+inline int exponent_of(double d2) {
+  if (!(d2 > 0 && d2 < std::numeric_limits<double>::infinity())) return 0;
+  const int exponent = sizeof(typename Compute<T>::Real) == 8 && d2 > kMostSquare ? -std::ilogb(distance_of<T>(d2, -400)) - 400
+                                                                                 : -std::ilogb(distance_of<T>(d2));
+  return std::min(std::max(exponent, -1000), 1000);
 }
 
 // One pair whose squares leave the range of Real: float features in double; double features by a power of two.
@@ -172,7 +177,10 @@ inline void gather_gradient_wide(const T* x, Row&& row, const double* weight, co
       if (weight[j] == 0) continue;
       const auto right = load_tail(row(j) + c, m);
       std::memcpy(other, &right, sizeof other);
-      for (int l = 0; l < w; ++l) total[l] += weight[j] * ((double(own[l]) - double(other[l])) * unit / d[j]);
+      for (int l = 0; l < w; ++l) {  // large values before their difference, which may be no number; else exact
+        const double a = own[l], b = other[l];
+        total[l] += weight[j] * ((unit < 1 ? a * unit - b * unit : (a - b) * unit) / d[j]);
+      }
     }
     for (int64_t l = 0; l < m; ++l) grad[c + l] = static_cast<Real>(total[l] * unit);
   }

@@ -50,11 +50,8 @@ class LidRow {
       split_smallest(list, size, ranks_[r], scratch.keys);
 
     double* d = scratch.distance.reserve(n);
-    const double far = distance_of<T>(list[request_.k - 1].d2);
-    int exponent = far > 0 && far < std::numeric_limits<double>::infinity() ? -std::ilogb(far) : 0;
-    exponent = std::min(std::max(exponent, -1000), 1000);  // 2^exponent and its inverse are normal numbers
-    const double unit = std::ldexp(1.0, exponent);
-    for (int j = 0; j < n; ++j) d[j] = distance_of<T>(list[j].d2) * unit;
+    const int exponent = exponent_of<T>(list[request_.k - 1].d2);
+    for (int j = 0; j < n; ++j) d[j] = distance_of<T>(list[j].d2, exponent);
 
     const LidTerms<double> terms = lid_terms(static_cast<Estimator>(request_.estimator), d, request_.k);
     static_cast<Real*>(out_.lid)[i] = static_cast<Real>(terms.lid);
@@ -84,7 +81,7 @@ class LidRow {
       const double size = std::fabs(exact[j]);
       if (size > 0) largest = std::max(largest, size), smallest = std::min(smallest, size);
     }
-    if (largest > smallest * kWeightRange<Real> || std::abs(exponent) > kDistanceRange<Real>) {
+    if (!(largest <= smallest * kWeightRange<Real>) || std::isinf(largest) || std::abs(exponent) > kDistanceRange<Real>) {
       for (int j = 0; j < request_.k; ++j) exact[j] = lid_weight(terms, request_.k, j, d[j]);
       gather_gradient_wide(search.query(i), neighbour, exact, d, std::ldexp(1.0, exponent), request_.k,
                            problem_.columns, grad);
