@@ -85,7 +85,7 @@ class Candidates {
         unsigned long long hits = 0;
         for (int v = 0; v < kPanel; v += kLanes) {
           const Floats key = load(&y.bias[j + v]) - 2 * load(dot + v) - reach_[list] * load(&y.residual[j + v]);
-          hits |= static_cast<unsigned long long>(mask_less_equal(key, Floats{} + limit_[list])) << v;
+          hits |= static_cast<unsigned long long>(mask_less_equal(key, limit_[list] - Floats{})) << v;
         }
         for (; hits; hits &= hits - 1) {
           const int lane = __builtin_ctzll(hits);
@@ -163,7 +163,7 @@ class Candidates {
     for (int l = 0; l < kLanes; ++l) slack = std::max(slack, slacks[l]), residual = std::max(residual, residuals[l]);
     const float q = norm_[i] * (1 + gamma_) + pivot + slack + kTiny;
     set_threshold(i, std::sqrt(std::max(q, 0.0f)) * (1 + 0x1p-22f) + residual_[i] + residual);
-    const Floats limit = Floats{} + limit_[i];
+    const Floats limit = limit_[i] - Floats{};
     int kept = 0;
     for (int c = 0; c < n; c += kLanes) {
       const Floats k = load(key + c);

@@ -31,7 +31,6 @@ constexpr int kDirectShare = 7;
 
 constexpr int kDirectSteps = 64;     // features at a time: the panels' share of them stays in L1
 constexpr int kDirectBlock = 96;     // queries packed together where references stream through
-constexpr int kDirectBatchBlock = 32;  // and where a batch meets itself: half of a block's own square is done twice
 constexpr int kDirectChunk = 64;     // references between two visits to the same features' sums
 
 // sums[row][lane] += (q - y)^2 over features 0..steps of the panel at q and the rows at y[0..kDirectRows).
@@ -51,7 +50,7 @@ LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t step
       for (int v = 0; v < kDirectVectors; ++v) lane[v] = load(q + s * panel + w * v);
 #pragma GCC unroll 8
       for (int r = 0; r < kDirectRows; ++r) {
-        const Vec feature = Vec{} + row[r][s];
+        const Real feature = row[r][s];
 #pragma GCC unroll 4
         for (int v = 0; v < kDirectVectors; ++v) {
           const Vec d = lane[v] - feature;
@@ -112,7 +111,7 @@ class DirectSearch {
   // All rows of a batch among themselves; ids is 0, 1, 2, ...
   template <class Scratch, class Complete>
   void batch(const int* ids, Complete&& complete) {
-    constexpr int size = std::max(kDirectPanel<T>, kDirectBatchBlock / kDirectPanel<T> * kDirectPanel<T>);
+    constexpr int size = kDirectPanel<T>;  // half of a block's own square is done twice: the smaller the better
     const int64_t rows = x_.rows(), blocks = (rows + size - 1) / size;
     const int64_t stride = rows + 8;  // not a power of two, whose columns would share a cache set
     Buffer<double> d2(rows * stride);
@@ -208,8 +207,6 @@ class DirectSearch {
           const Real* y[kDirectRows];
           for (int k = 0; k < kDirectRows; ++k) {
             y[k] = row[r + k] + c;
-            const char* next = reinterpret_cast<const char*>(row[std::min(r + k + kDirectRows, size - 1)] + c);
-            for (int64_t line = 0; line < steps * int64_t(sizeof(Real)); line += 64) __builtin_prefetch(next + line);
           }
           for (int64_t p = 0; p < panels; ++p)
             add_differences(block.packed.get() + (p * columns_ + c) * panel, y, steps,

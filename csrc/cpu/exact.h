@@ -124,7 +124,7 @@ LDREG_HOT void add_weighted(const T* x, const T* const* y, const typename Comput
   constexpr int w = lanes<T>;
   Vec factor[kGradientRows];
   const T* row[kGradientRows];
-  for (int r = 0; r < kGradientRows; ++r) factor[r] = Vec{} + weight[r], row[r] = y[r];
+  for (int r = 0; r < kGradientRows; ++r) factor[r] = weight[r] - Vec{}, row[r] = y[r];
   int64_t c = 0;
   for (; c + w <= columns; c += w) {
     Vec sum = {};
