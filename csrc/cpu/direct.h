@@ -12,10 +12,12 @@ inline namespace LDREG_ISA {
 
 constexpr int kDirectRows = 4;     // queries that share a pass over the references, themselves in L1
 constexpr int kDirectShare = 5;    // from one reference in five wanted, computing all exactly is the cheaper way
-#if LDREG_VECTOR_BYTES == 64 || defined(__aarch64__)
+#if LDREG_VECTOR_BYTES == 64
 constexpr int kDirectQueries = 4;  // 16 sums, 4 queries, a reference and a difference in 32 registers
+#elif LDREG_VECTOR_BYTES == 32 || defined(__aarch64__)
+constexpr int kDirectQueries = 2;  // 8 sums and as many others; with 16, GCC keeps some of NEON's 32 registers on the stack
 #else
-constexpr int kDirectQueries = 2;  // 8 sums and as many others in 16
+constexpr int kDirectQueries = 1;  // SSE2 copies what it overwrites
 #endif
 
 template <class T>

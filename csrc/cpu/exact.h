@@ -65,9 +65,10 @@ inline double beyond_range(const T* x, const T* y, int64_t columns, double d2) {
 
 // d2[q * 4 + r] (+)= the squares of columns from..to of x[q] - y[r]: Q queries share the loads of four references and
 // these the loads of the queries, so that arithmetic and not the cache is the limit from Q = 4 on. (Fetching the next four
-// rows meanwhile was slower: rows are long enough for the hardware's prefetcher, and the loads compete.)
+// rows meanwhile was slower: rows are long enough for the hardware's prefetcher, and the loads compete.) Every loop over
+// the sums is unrolled: one that is not has them in memory, and GCC may then store them at each step of the others.
 template <int Q, class T>
-inline void add_squares(const T* const* x, const T* const* y, int64_t from, int64_t to, double* d2) {
+__attribute__((noinline)) void add_squares(const T* const* x, const T* const* y, int64_t from, int64_t to, double* d2) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>;
   for (int64_t c = from; c < to;) {
@@ -87,8 +88,10 @@ inline void add_squares(const T* const* x, const T* const* y, int64_t from, int6
       }
     }
     if (c < end) {
+#pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Vec other = load_tail(y[r] + c, end - c);
+#pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
           const Vec d = load_tail(x[q] + c, end - c) - other;
           sum[q][r] += d * d;
@@ -96,8 +99,10 @@ inline void add_squares(const T* const* x, const T* const* y, int64_t from, int6
       }
       c = end;
     }
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
       Doubles wide[4];
+#pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) wide[r] = widen(sum[q][r]);
       double part[4];
       sum_each(wide, part);
@@ -129,8 +134,9 @@ constexpr int kPrefetchRows = 6;  // rows are scattered: what the hardware does 
 
 // V vectors of the gradient from column c on: see gather_gradient.
 template <int V, class T, class Row>
-inline void gather_columns(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n, int64_t c,
-                           const typename Compute<T>::Real (&factor)[3], typename Compute<T>::Real* grad) {
+__attribute__((noinline)) void gather_columns(const T* x, Row&& row, const typename Compute<T>::Real* weight, int n,
+                                              int64_t c, const typename Compute<T>::Real (&factor)[3],
+                                              typename Compute<T>::Real* grad) {
   using Vec = typename Compute<T>::Vec;
   constexpr int w = lanes<T>;
   Vec own[V], sum[V] = {};
@@ -145,6 +151,7 @@ inline void gather_columns(const T* x, Row&& row, const typename Compute<T>::Rea
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[v] += weight[j] * (own[v] - load(y + v * w));
   }
+#pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
     const Vec g = sum[v] * factor[0] * factor[1] * factor[2];
     std::memcpy(grad + c + v * w, &g, sizeof g);

@@ -69,6 +69,8 @@ inline Doubles load(const double* p) { return load_raw<Doubles>(p); }
 inline Floats load(const bf16* p) {
 #if LDREG_SIMD_SSE2
   return (Floats)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif LDREG_SIMD_NEON
+  return (Floats)vshll_n_u16((uint16x4_t)load_raw<HalfWords>(p), 16);
 #else
   return (Floats)(__builtin_convertvector(load_raw<HalfWords>(p), Words) << 16);
 #endif
@@ -79,7 +81,7 @@ inline Floats load(const f16* p) {
 #elif LDREG_SIMD_AVX2
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif LDREG_SIMD_NEON
-  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
+  return (Floats)vcvt_f32_f16((float16x4_t)load_raw<HalfWords>(p));  // GCC 12 stores sums around every vld1
 #else
   // Half to float by arithmetic: put exponent and mantissa in place, rescale by 2^112, patch Inf and NaN.
 #if LDREG_SIMD_SSE2
@@ -115,6 +117,8 @@ inline Doubles widen(const Floats& v) {
          (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
 #elif LDREG_SIMD_SSE2
   return (Doubles)_mm_cvtps_pd((__m128)v) + (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#elif LDREG_SIMD_NEON
+  return (Doubles)vcvt_f64_f32(vget_low_f32((float32x4_t)v)) + (Doubles)vcvt_high_f64_f32((float32x4_t)v);
 #else
   HalfFloats halves[2];
   std::memcpy(halves, &v, sizeof v);

@@ -17,8 +17,10 @@ inline namespace LDREG_ISA {
 constexpr int kVectors = 3, kTileRows = 8;  // 28 of 32
 #elif LDREG_VECTOR_BYTES == 32
 constexpr int kVectors = 3, kTileRows = 4;  // 16 of 16
+#elif LDREG_FUSED
+constexpr int kVectors = 4, kTileRows = 4;  // 24 of 32: fmla takes a word as an element of a register, one for each row
 #elif defined(__aarch64__)
-constexpr int kVectors = 4, kTileRows = 4;  // 21 of 32
+constexpr int kVectors = 3, kTileRows = 4;  // 20 of 32; a third more, and GCC has products wait on the stack
 #else
 constexpr int kVectors = 2, kTileRows = 4;  // 12 of 16, with a product that is no operand of its addition
 #endif
@@ -36,11 +38,9 @@ inline int64_t dot_roundings(int64_t steps, int per_step) {
 
 // products[r][lane] (+)= y[r] . q[lane] over `steps` steps; word s of row r is y[r * row_stride + s * StepStride].
 template <class Operand, int StepStride>
-inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stride, int64_t steps, bool first,
-                          float* products) {
-  Floats sum[kTileRows][kVectors];
-  for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Floats{};
+__attribute__((noinline)) void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stride, int64_t steps,
+                                             bool first, float* products) {
+  Floats sum[kTileRows][kVectors] = {};
   for (int64_t s = 0; s < steps; ++s) {
     Words lane[kVectors];
     for (int v = 0; v < kVectors; ++v) lane[v] = load_raw<Words>(q + s * kPanel + kLanes * v);
@@ -49,7 +49,9 @@ inline void multiply_tile(const uint32_t* q, const uint32_t* y, int64_t row_stri
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) Operand::accumulate(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
   }
-  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r)  // unrolled as well: a loop would have the sums in memory from the start
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       float* out = products + r * kPanel + kLanes * v;
       // A block of steps is summed on its own and added once: continuing the old sum would round at every step of all.
