@@ -9,15 +9,10 @@
 #include <vector>
 
 #include "cpu/blocks.h"
+#include "cpu/choice.h"
 #include "cpu/ldreg_cpu.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
-
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
 
 namespace py = pybind11;
 
@@ -25,53 +20,12 @@ namespace {
 
 using ldreg::Kernels;
 
-#if defined(__aarch64__)
-bool arm_has_bf16() {
-#if defined(__linux__)
-  constexpr unsigned long hwcap2_bf16 = 1ul << 14;  // older headers do not name it
-  return getauxval(AT_HWCAP2) & hwcap2_bf16;
-#elif defined(__APPLE__)
-  int has = 0;
-  size_t size = sizeof has;
-  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
-#else
-  return false;
-#endif
-}
-#endif
-
-bool runs_here(const std::string& isa) {
-#if LDREG_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
-  if (isa == "avx512") return avx512;
-  if (isa == "avx2") return avx2;
-#elif defined(__aarch64__)
-  if (isa == "neon") return true;
-  if (isa == "neonbf16") return arm_has_bf16();
-#endif
-  return isa == "portable";
-}
-
 // The best set this machine executes; LDREG_CPU_ISA names a lesser one (for tests and comparisons).
 const Kernels& native_kernels() {
-  static const Kernels* const available[] = {
-#if LDREG_X86
-      &ldreg::kernels_avx512bf16, &ldreg::kernels_avx512, &ldreg::kernels_avx2,
-#elif defined(__aarch64__)
-      &ldreg::kernels_neonbf16, &ldreg::kernels_neon,
-#endif
-      &ldreg::kernels_portable};
   const char* asked = std::getenv("LDREG_CPU_ISA");
-  for (const Kernels* k : available)
-    if (runs_here(k->isa) && (!asked || !*asked || std::string(asked) == k->isa)) return *k;
-  std::string names;
-  for (const Kernels* k : available)
-    if (runs_here(k->isa)) names += (names.empty() ? "" : ", ") + std::string(k->isa);
-  throw py::value_error("LDREG_CPU_ISA must name an instruction set of this build that this machine executes (" + names +
-                        "), got '" + std::string(asked) + "'");
+  if (const Kernels* chosen = ldreg::choose_kernels(asked ? asked : "")) return *chosen;
+  throw py::value_error("LDREG_CPU_ISA must name an instruction set of this build that this machine executes (" +
+                        ldreg::executable_sets() + "), got '" + asked + "'");
 }
 
 bool interrupted(void*) {

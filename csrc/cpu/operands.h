@@ -69,6 +69,9 @@ struct Bf16Operand {
   }
 };
 constexpr bool kHasBf16 = true;
+#elif defined(LDREG_TEST_OPERAND)  // a Bf16Operand in plain C++, for the code of a set that the machine lacks
+#include LDREG_TEST_OPERAND
+constexpr bool kHasBf16 = true;
 #else
 using Bf16Operand = FloatOperand;
 constexpr bool kHasBf16 = false;
