@@ -21,14 +21,15 @@ ARCHITECTURE = ARCHITECTURES.get(platform.machine().lower(), "") if sys.maxsize 
 IS_X86 = ARCHITECTURE == "x86"
 
 # -ffp-contract=off in code for any machine; the _avx* and _neon* sources turn it on, because their inner loops are
-# written for a fused multiply-add. Sets with and without one may differ in the last bit, never in an exact (integer) result.
+# written for a fused multiply-add. Sets with and without one may differ in the last bit, never in an exact (integer)
+# result.
 CXX_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 ]
 # Vector types wider than the machine's are never passed between functions that are not inlined, and GCC 12's own
 # headers warn about their undefined lanes.
-QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-warning-option"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast", *QUIET]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 AVX512BF16 = ["-mavx512bf16", *AVX512]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?\b([0-9a-f]+) <")
-CALL = re.compile(r"(?:call|bl|blr)\b")
+LEAVES = re.compile(r"(?:call|bl|blr|ret)\b")  # a return: no loop, the compiler has moved a branch behind the end
 
 
 @dataclass
@@ -55,5 +55,5 @@ def _innermost(function: str, listing: list[tuple[str, str]]) -> Iterator[Loop]:
     for begin, end in spans:
         inner = any((begin, end) != other and begin <= other[0] and other[1] <= end for other in spans)
         body = code[begin : end + 1]
-        if not inner and not any(CALL.match(line) for line in body):
+        if not inner and not any(LEAVES.match(line) for line in body):
             yield Loop(function, body, frame)

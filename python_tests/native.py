@@ -25,7 +25,8 @@ ARM_SETS = ("portable", "neon", "neonbf16")
 
 def toolchain() -> ModuleType:
     spec = importlib.util.spec_from_file_location("toolchain", ROOT / "csrc/toolchain.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

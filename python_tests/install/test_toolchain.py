@@ -150,7 +150,9 @@ def test_files_for_other_processors_are_left_out(toolchain: ModuleType, tmp_path
     (tmp_path / "csrc" / "cpu").mkdir(parents=True)
     for name in ("b.cpp", "a_avx2.cpp", "a_neon.cpp", "a.h"):
         (tmp_path / "csrc" / "cpu" / name).touch()
-    bindings, x86, arm, anywhere = (f"csrc/{name}.cpp" for name in ("bindings_cpu", "cpu/a_avx2", "cpu/a_neon", "cpu/b"))
+    bindings, x86, arm, anywhere = (
+        f"csrc/{name}.cpp" for name in ("bindings_cpu", "cpu/a_avx2", "cpu/a_neon", "cpu/b")
+    )
     assert toolchain.cpu_sources(tmp_path, "x86") == [bindings, x86, anywhere]
     assert toolchain.cpu_sources(tmp_path, "arm") == [bindings, arm, anywhere]
     assert toolchain.cpu_sources(tmp_path, "") == [bindings, anywhere]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import native
 import pytest
 import simulator
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]  # a minute of compiling
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # a minute of compiling, another of emulation
 
 
 def checked(command: list[str | Path], isa: str = "") -> str:
@@ -34,7 +35,7 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("isa", native.ARM_SETS)
 def test_arm(arm_program: Path, isa: str) -> None:
-    assert checked(["qemu-aarch64", "-cpu", "max", arm_program, "16"], isa).startswith(f"{isa}: ")
+    assert checked(["qemu-aarch64", "-cpu", "max", arm_program, "64"], isa).startswith(f"{isa}: ")
 
 
 @pytest.mark.parametrize(("processor", "sets"), [("cortex-a72", "neon, portable"), ("max", "neonbf16, neon, portable")])
@@ -50,9 +51,13 @@ def test_arm_bindings_compile() -> None:
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
     if reason := native.missing(native.CROSS):
         pytest.skip(reason)
-    import sysconfig
-
-    include = [f"-I{native.ROOT / 'csrc'}", "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    include = [
+        f"-I{native.ROOT / 'csrc'}",
+        "-isystem",
+        pybind11.get_include(),
+        "-isystem",
+        sysconfig.get_path("include"),
+    ]
     command = [native.CROSS, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-DLDREG_X86=0", *include]
     built = subprocess.run([*command, native.ROOT / "csrc/bindings_cpu.cpp"], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
