@@ -4,10 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#if LDREG_X86
-#include <cpuid.h>
-#endif
-
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -15,6 +11,7 @@
 #include <vector>
 
 #include "cpu/blocks.h"
+#include "cpu/choice.h"
 #include "cpu/ldreg_cpu.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
@@ -25,42 +22,12 @@ namespace {
 
 using ldreg::Kernels;
 
-#if LDREG_X86
-// Asked of the processor, because clang 14 does not know the name in __builtin_cpu_supports; once, because a virtual
-// machine takes microseconds to answer.
-bool has_f16c() {
-  static const bool found = [] {
-    unsigned a, b, c = 0, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-  }();
-  return found;
-}
-#endif
-
-bool runs_here(const std::string& isa) {
-#if LDREG_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
-  if (isa == "avx512") return avx512;
-  if (isa == "avx2") return avx2;
-#endif
-  return isa == "portable";
-}
-
 // The best set this machine executes; LDREG_CPU_ISA names a lesser one (for tests and comparisons).
 const Kernels& native_kernels() {
-  static const Kernels* const available[] = {
-#if LDREG_X86
-      &ldreg::kernels_avx512bf16, &ldreg::kernels_avx512, &ldreg::kernels_avx2,
-#endif
-      &ldreg::kernels_portable};
   const char* asked = std::getenv("LDREG_CPU_ISA");
-  for (const Kernels* k : available)
-    if (runs_here(k->isa) && (!asked || !*asked || std::string(asked) == k->isa)) return *k;
-  throw py::value_error("LDREG_CPU_ISA must name an instruction set of this build that this machine executes "
-                        "(avx512bf16, avx512, avx2 or portable), got '" + std::string(asked) + "'");
+  if (const Kernels* chosen = ldreg::choose_kernels(asked ? asked : "")) return *chosen;
+  throw py::value_error("LDREG_CPU_ISA must name an instruction set of this build that this machine executes (" +
+                        ldreg::executable_sets() + "), got '" + asked + "'");
 }
 
 bool interrupted(void*) {

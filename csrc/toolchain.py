@@ -16,21 +16,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_ARCHS = "80;90a;100a"
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+ARCHITECTURES = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
+ARCHITECTURE = ARCHITECTURES.get(platform.machine().lower(), "") if sys.maxsize > 2**32 else ""
+IS_X86 = ARCHITECTURE == "x86"
 
-# -ffp-contract=off in code for any machine; the _avx* sources turn it on, because their inner loops are written for a
-# fused multiply-add. Sets with and without one may differ in the last bit, never in an exact (integer) result.
+# -ffp-contract=off in code for any machine; the _avx* and _neon* sources turn it on, because their inner loops are
+# written for a fused multiply-add. Sets with and without one may differ in the last bit, never in an exact (integer)
+# result.
 CXX_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 ]
 # Vector types wider than the machine's are never passed between functions that are not inlined, and GCC 12's own
 # headers warn about their undefined lanes.
-QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-warning-option"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast", *QUIET]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 AVX512BF16 = ["-mavx512bf16", *AVX512]
-ISA_FLAGS = {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16}  # by file-name suffix
+NEON = ["-ffp-contract=fast", "-DLDREG_FUSED=1", *QUIET]  # every 64-bit ARM has the instructions
+NEONBF16 = ["-march=armv8.2-a+bf16", *NEON]
+ISA_FLAGS = {  # by architecture and file-name suffix
+    "x86": {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16},
+    "arm": {"_neon": NEON, "_neonbf16": NEONBF16},
+}
 NVCC_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-cudart=static", "-lineinfo", "--expt-relaxed-constexpr"),
     "-Xptxas=--warn-on-spills",  # no error, since other GPUs may be asked for: for ours, a test looks
@@ -134,7 +142,7 @@ def find_cxx(env):
     if found is None:
         tried = ", ".join(dict.fromkeys(command[0] for command in candidates))
         raise BuildError(f"no C++ compiler found (tried {tried}); install g++ or set CXX")
-    flags = [*CXX_FLAGS, *(AVX512BF16 if IS_X86 else [])]
+    flags = [*CXX_FLAGS, *{"x86": AVX512BF16, "arm": NEONBF16}.get(ARCHITECTURE, [])]
     trial = [*found, *flags, "-x", "c++", "-fsyntax-only", "-"]
     result = subprocess.run(trial, input="#include <vector>\n", capture_output=True, text=True)
     if result.returncode:
@@ -145,20 +153,26 @@ def find_cxx(env):
 # ---------------------------------------------------------------- what is compiled, and how
 
 
+def isa_suffix(source):
+    """What the end of a file name says about the instruction set: "_avx2" for topk_avx2.cpp, "" for topk.cpp."""
+    suffix = re.search(r"_(avx|neon)\w*$", Path(source).stem)
+    known = [name for flags in ISA_FLAGS.values() for name in flags]
+    if suffix and suffix.group() not in known:
+        raise BuildError(f"{source}: the suffix {suffix.group()} is none of {', '.join(known)}")
+    return suffix.group() if suffix else ""
+
+
 def isa_flags(source):
-    """Extra flags a source needs, from its file-name suffix: topk_avx2.cpp gets ISA_FLAGS["_avx2"]."""
-    suffix = re.search(r"_avx\w*$", Path(source).stem)
-    if suffix is None:
-        return []
-    if suffix.group() not in ISA_FLAGS:
-        raise BuildError(f"{source}: the suffix {suffix.group()} is none of {', '.join(ISA_FLAGS)}")
-    return ISA_FLAGS[suffix.group()]
+    """Extra flags a source needs, from its file-name suffix."""
+    suffix = isa_suffix(source)
+    return next((flags[suffix] for flags in ISA_FLAGS.values() if suffix in flags), [])
 
 
-def cpu_sources(folder=ROOT, x86=IS_X86):
-    """csrc/bindings_cpu.cpp and csrc/cpu/*.cpp, without the x86 files where they mean nothing."""
+def cpu_sources(folder=ROOT, architecture=ARCHITECTURE):
+    """csrc/bindings_cpu.cpp and csrc/cpu/*.cpp, without the files for the instruction sets of other processors."""
     kernels = sorted(path.relative_to(folder).as_posix() for path in (folder / "csrc/cpu").glob("*.cpp"))
-    return ["csrc/bindings_cpu.cpp", *(source for source in kernels if x86 or not isa_flags(source))]
+    ours = ["", *ISA_FLAGS.get(architecture, {})]
+    return ["csrc/bindings_cpu.cpp", *(source for source in kernels if isa_suffix(source) in ours)]
 
 
 def cuda_sources(folder=ROOT):

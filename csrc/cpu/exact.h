@@ -88,6 +88,7 @@ LDREG_HOT void add_squares(const T* x, const T* const* y, int64_t columns, doubl
       }
     }
     if (c < end) {
+#pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const Vec d = load_tail(x + c, end - c) - load_tail(row[r] + c, end - c);
         sum[r] += d * d;

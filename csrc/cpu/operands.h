@@ -51,6 +51,33 @@ struct Bf16Operand {
   }
 };
 using ShortOperand = Bf16Operand;
+#elif LDREG_SIMD_NEON && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// bfdot rounds otherwise than AVX-512's dpbf16 (two fused multiply-adds, each to nearest), yet `dot_roundings` holds for
+// both, in units of 2^-24. ARM's products are exact; the sum of a pair and its addition to the running sum are rounded
+// to odd, by less than 2^-23 each. So n steps are off by at most 2^-23 of the products' magnitudes for the pairs and
+// n - 1 times that for the additions, of which the first, to 0, is exact: 2n units, one for each product.
+// Both flush denormal operands and results to 0: at most 2^-125 a product, far below kTiny (candidates.h). Where
+// FPCR.EBF is set (FEAT_EBF16; nobody's default) a step is rounded once, to nearest.
+struct Bf16Operand {
+  static constexpr int per_step = 2;
+  static constexpr bool integer = false;
+  using Sum = Floats;
+  static Floats round(const Floats& v) {
+    return (Floats)vshll_n_u16(vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)v)), 16);
+  }
+  static void store(const Floats& v, void* out) {
+    const bfloat16x4_t narrow = vcvt_bf16_f32((float32x4_t)v);
+    std::memcpy(out, &narrow, sizeof narrow);
+  }
+  static void accumulate(Floats& sum, uint32_t y, const Words& q) {
+    // Times an element of a register, as fmla does it: a broadcast would be one more instruction.
+    sum = (Floats)vbfdotq_lane_f32((float32x4_t)sum, (bfloat16x8_t)q, vcreate_bf16(y), 0);
+  }
+};
+using ShortOperand = Bf16Operand;
+#elif defined(LDREG_TEST_OPERAND)  // a Bf16Operand in plain C++, for the code of a set that the machine lacks
+#include LDREG_TEST_OPERAND
+using ShortOperand = Bf16Operand;
 #elif LDREG_SIMD_AVX2 || LDREG_SIMD_SSE2
 // Rows as integers of up to `limit(columns)`, in a unit of their own: twice the products of float in an instruction, as
 // precise as bf16 at the least, and exact sums: a block of steps cannot overflow.

@@ -70,5 +70,7 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512bf16;
+extern const Kernels kernels_neon;
+extern const Kernels kernels_neonbf16;
 
 }  // namespace ldreg

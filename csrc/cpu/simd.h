@@ -29,7 +29,7 @@
 #define LDREG_SIMD_AVX2 1
 #else
 #define LDREG_VECTOR_BYTES 16
-#if defined(__SSE2__)
+#if LDREG_X86 && defined(__SSE2__)
 #define LDREG_SIMD_SSE2 1
 #elif defined(__aarch64__)
 #define LDREG_SIMD_NEON 1
@@ -77,7 +77,7 @@ inline Floats load(const bf16* p) {
 #elif LDREG_SIMD_SSE2
   return (Floats)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #elif LDREG_SIMD_NEON
-  return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16);
+  return (Floats)vshll_n_u16((uint16x4_t)load_raw<HalfWords>(p), 16);
 #else
   return (Floats)(__builtin_convertvector(load_raw<HalfWords>(p), Words) << 16);
 #endif
@@ -88,19 +88,18 @@ inline Floats load(const f16* p) {
 #elif LDREG_SIMD_AVX2
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif LDREG_SIMD_NEON
-  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
+  return (Floats)vcvt_f32_f16((float16x4_t)load_raw<HalfWords>(p));  // GCC 12 stores sums around every vld1
 #else
-  // Half to float by arithmetic: put exponent and mantissa in place, rescale by 2^112, patch Inf and NaN.
+  // Half to float by arithmetic: exponent and mantissa in place below the sign, times 2^112; then patch Inf and NaN.
 #if LDREG_SIMD_SSE2
-  const Words bits =
-      (Words)_mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
+  const Words high =
+      (Words)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #else
-  const Words bits = __builtin_convertvector(load_raw<HalfWords>(p), Words);
+  const Words high = __builtin_convertvector(load_raw<HalfWords>(p), Words) << 16;
 #endif
-  const Words magnitude = (bits & 0x7fffu) << 13;
-  const Floats scaled = (Floats)magnitude * 0x1p112f;
-  const Words special = (Words)((Ints)(bits & 0x7c00u) == 0x7c00) & 0x7f800000u;
-  return (Floats)((Words)scaled | special | ((bits & 0x8000u) << 16));
+  const Words placed = (Words)((Ints)high >> 3) & 0x8fffe000u;
+  const Words special = (Words)((placed & 0x0f800000u) == 0x0f800000u) & 0x7f800000u;
+  return (Floats)((Words)((Floats)placed * 0x1p112f) | special);
 #endif
 }
 
@@ -123,6 +122,8 @@ inline void split(const Floats& v, Doubles* low, Doubles* high) {
   *high = (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
 #elif LDREG_SIMD_SSE2
   *low = (Doubles)_mm_cvtps_pd((__m128)v), *high = (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#elif LDREG_SIMD_NEON
+  *low = (Doubles)vcvt_f64_f32(vget_low_f32((float32x4_t)v)), *high = (Doubles)vcvt_high_f64_f32((float32x4_t)v);
 #else
   HalfFloats halves[2];
   std::memcpy(halves, &v, sizeof v);

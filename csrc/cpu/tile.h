@@ -17,8 +17,10 @@ inline namespace LDREG_ISA {
 constexpr int kVectors = 3, kTileRows = 8;  // 28 of 32
 #elif LDREG_VECTOR_BYTES == 32
 constexpr int kVectors = 3, kTileRows = 4;  // 16 of 16
+#elif LDREG_FUSED
+constexpr int kVectors = 4, kTileRows = 4;  // 24 of 32: fmla takes a word as an element of a register, one for each row
 #elif defined(__aarch64__)
-constexpr int kVectors = 4, kTileRows = 4;  // 21 of 32
+constexpr int kVectors = 3, kTileRows = 4;  // 20 of 32; a third more, and GCC has products wait on the stack
 #else
 constexpr int kVectors = 2, kTileRows = 4;  // 12 of 16, with a product that is no operand of its addition
 #endif
@@ -45,9 +47,7 @@ template <class Operand, int StepStride>
 LDREG_HOT void multiply_tile(const uint32_t* q, const float* q_units, const uint32_t* y, const float* y_units,
                              int64_t row_stride, int64_t steps, bool first, float* products) {
   using Sum = typename Operand::Sum;
-  Sum sum[kTileRows][kVectors];
-  for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Sum{};
+  Sum sum[kTileRows][kVectors] = {};
   for (int64_t s = 0; s < steps; ++s) {
     Words lane[kVectors];
     for (int v = 0; v < kVectors; ++v) lane[v] = load_raw<Words>(q + s * kPanel + kLanes * v);
@@ -56,7 +56,9 @@ LDREG_HOT void multiply_tile(const uint32_t* q, const float* q_units, const uint
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) Operand::accumulate(sum[r][v], y[r * row_stride + s * StepStride], lane[v]);
   }
-  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r)  // unrolled as well: a loop would have the sums in memory from the start
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       float* out = products + r * kPanel + kLanes * v;
       Floats product = __builtin_convertvector(sum[r][v], Floats);

@@ -65,7 +65,7 @@ def unavailable_reason() -> str | None:
 
 
 def isa() -> str:
-    """The instruction set the kernels were chosen for: avx512bf16, avx512, avx2 or portable."""
+    """The instruction set the kernels were chosen for: avx512bf16, avx512, avx2, neonbf16, neon or portable."""
     name: str = _extension().isa()
     return name
 

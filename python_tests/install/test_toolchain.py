@@ -139,17 +139,23 @@ def test_instruction_sets_follow_the_file_name(toolchain: ModuleType) -> None:
     assert "-mavx2" in toolchain.isa_flags("csrc/cpu/dot_avx2.cpp")
     assert "-mavx512bf16" not in toolchain.isa_flags("csrc/cpu/dot_avx512.cpp")
     assert {"-mavx512bf16", "-mavx512f"} <= set(toolchain.isa_flags("csrc/cpu/dot_avx512bf16.cpp"))
-    with pytest.raises(SystemExit, match=r"dot_avx10\.cpp: the suffix _avx10 is none of"):
-        toolchain.isa_flags("csrc/cpu/dot_avx10.cpp")
+    assert toolchain.isa_flags("csrc/cpu/dot_neon.cpp")[0] == "-ffp-contract=fast"
+    assert "-march=armv8.2-a+bf16" in toolchain.isa_flags("csrc/cpu/dot_neonbf16.cpp")
+    for suffix in ("avx10", "neonfp16"):
+        with pytest.raises(SystemExit, match=rf"dot_{suffix}\.cpp: the suffix _{suffix} is none of _avx2, .*_neonbf16"):
+            toolchain.isa_flags(f"csrc/cpu/dot_{suffix}.cpp")
 
 
-def test_other_processors_leave_the_x86_files_out(toolchain: ModuleType, tmp_path: Path) -> None:
+def test_files_for_other_processors_are_left_out(toolchain: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "csrc" / "cpu").mkdir(parents=True)
-    for name in ("b.cpp", "a_avx2.cpp", "a.h"):
+    for name in ("b.cpp", "a_avx2.cpp", "a_neon.cpp", "a.h"):
         (tmp_path / "csrc" / "cpu" / name).touch()
-    both = ["csrc/bindings_cpu.cpp", "csrc/cpu/a_avx2.cpp", "csrc/cpu/b.cpp"]
-    assert toolchain.cpu_sources(tmp_path, x86=True) == both
-    assert toolchain.cpu_sources(tmp_path, x86=False) == [both[0], both[2]]
+    bindings, x86, arm, anywhere = (
+        f"csrc/{name}.cpp" for name in ("bindings_cpu", "cpu/a_avx2", "cpu/a_neon", "cpu/b")
+    )
+    assert toolchain.cpu_sources(tmp_path, "x86") == [bindings, x86, anywhere]
+    assert toolchain.cpu_sources(tmp_path, "arm") == [bindings, arm, anywhere]
+    assert toolchain.cpu_sources(tmp_path, "") == [bindings, anywhere]
 
 
 def test_max_jobs(toolchain: ModuleType) -> None:
