@@ -27,6 +27,12 @@ struct Bounds {
   Buffer<float> unit;      // of the row's integers
 };
 
+// A list put aside with its threshold: its entries, two words each, lie elsewhere.
+struct SavedList {
+  float reach, limit;
+  int count;  // -1: it overflowed
+};
+
 class Candidates {
  public:
   // Lists for `rows` queries of k neighbours each; gamma is the relative rounding bound of a key, `room` the length of a
@@ -95,6 +101,27 @@ class Candidates {
     }
   }
 
+  // Put list i aside: no more than `most` entries, of which it must not have more.
+  SavedList save(int64_t i, const Bounds& y, int most, float* key, int* index) {
+    compact(i, y);
+    if (overflowed_[i] || count_[i] > most) return {0, 0, -1};
+    std::copy_n(key_.get() + i * room_, count_[i], key);
+    std::copy_n(index_.get() + i * room_, count_[i], index);
+    return {reach_[i], limit_[i], count_[i]};
+  }
+
+  // And take it up again, where `open` has just been called.
+  void restore(int64_t i, const SavedList& saved, const float* key, const int* index) {
+    if (saved.count < 0) return overflow(i);
+    reach_[i] = saved.reach, limit_[i] = saved.limit, count_[i] = saved.count;
+    std::copy_n(key, saved.count, key_.get() + i * room_);
+    std::copy_n(index, saved.count, index_.get() + i * room_);
+    set_trigger(i);
+  }
+
+  // No query: list i admits nothing.
+  void close(int64_t i) { close(i, -1); }
+
   bool overflowed(int64_t i) const { return overflowed_[i]; }
   int room() const { return room_; }
 
@@ -125,9 +152,14 @@ class Candidates {
 
   __attribute__((noinline)) void make_room(int64_t i, const Bounds& y) {
     compact(i, y);
-    if (count_[i] > room_ - 64) close(i, self_[i]), overflowed_[i] = 1;
-    else trigger_[i] = std::min(room_, std::max(3 * count_[i] / 2, count_[i] + 48));
+    if (count_[i] > room_ - 64) overflow(i);
+    else set_trigger(i);
   }
+
+  // When to compact next: after half as many again, so that thresholds fall early and passes stay few.
+  void set_trigger(int64_t i) { trigger_[i] = std::min(room_, std::max(3 * count_[i] / 2, count_[i] + 48)); }
+
+  void overflow(int64_t i) { close(i, self_[i]), overflowed_[i] = 1; }
 
   // No reference passes the filter of a closed list.
   void close(int64_t i, int self) {

@@ -213,12 +213,14 @@ class DirectSearch {
                             sums + (p * kDirectChunk + r) * panel);
         }
       }
+      constexpr double infinity = std::numeric_limits<double>::infinity();
       for (int q = 0; q < count; ++q) {
         const double* d2 = sums + (q / panel * int64_t(kDirectChunk)) * panel + q % panel;
+        const bool finite = x_.finite(ids[q]);
         for (int r = 0; r < size; ++r) {
-          double d = d2[r * panel];
-          if (!in_range<T>(d) && x_.finite(ids[q]) && y_.finite(from + r))
-            d = beyond_range(x_.row(ids[q]), y_.row(from + r), columns_, d);
+          double d = finite ? d2[r * panel] : infinity;
+          if (!in_range<T>(d))
+            d = finite && y_.finite(from + r) ? beyond_range(x_.row(ids[q]), y_.row(from + r), columns_, d) : infinity;
           write(q, from + r, d);
         }
       }

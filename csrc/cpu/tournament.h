@@ -18,10 +18,19 @@ inline namespace LDREG_ISA {
 
 class Tournament {
  public:
-  // `panels` panels in blocks of `block_panels`. The blocks do not depend on the number of threads, so neither do results.
+  // `panels` panels in blocks of `block_panels`, each block against itself and all others. The blocks do not depend on the
+  // number of threads, so neither do results.
   Tournament(int64_t panels, int64_t block_panels) : panels_(panels) {
     blocks_ = (panels + block_panels - 1) / block_panels;
     blocks_ = std::max<int64_t>(1, std::min(blocks_ + blocks_ % 2, panels / 2 * 2));
+    rounds_ = blocks_, pairs_ = blocks_ + (blocks_ - 1) * (blocks_ / 2);
+  }
+
+  // The first `panels` panels against `others` that begin at panel `offset`, not among themselves.
+  Tournament(int64_t panels, int64_t offset, int64_t others, int64_t block_panels)
+      : panels_(panels), offset_(offset), others_(others) {
+    rounds_ = (std::max(panels, others) + block_panels - 1) / block_panels;
+    blocks_ = 2 * rounds_, pairs_ = rounds_ * rounds_;
   }
 
   // match(a_first, a_count, b_first, b_count, scratch) for all pairs of panel ranges a <= b, a = b included.
@@ -38,10 +47,9 @@ class Tournament {
       } done{board, pair};
       Buffer<float> scratch;
       const auto [a, b] = pair;
-      match(first(a), first(a + 1) - first(a), first(b), first(b + 1) - first(b), scratch);
+      match(first(a), end(a) - first(a), first(b), end(b) - first(b), scratch);
     };
-    const int64_t items = blocks_ + (blocks_ - 1) * (blocks_ / 2);
-    parallel_items(items, threads, control, [](void* f, int64_t t) { (*static_cast<decltype(item)*>(f))(t); }, &item);
+    parallel_items(pairs_, threads, control, [](void* f, int64_t t) { (*static_cast<decltype(item)*>(f))(t); }, &item);
   }
 
  private:
@@ -49,12 +57,13 @@ class Tournament {
     int64_t a, b;
   };
 
-  // How far every block is, and the pairs that may play now. A block first meets itself.
+  // How far every block is, and the pairs that may play now.
   class Board {
    public:
     explicit Board(const Tournament& all) : all_(all), rounds_(all.blocks_), ready_(all.blocks_) {
-      for (int64_t b = 0; b < all.blocks_; ++b) rounds_[b] = 0, ready_[b] = Pair{b, b};
-      ready_count_ = all.blocks_;
+      for (int64_t b = 0; b < all.blocks_; ++b) rounds_[b] = 0;
+      for (int64_t b = 0; b < all.blocks_; ++b)
+        if (all.partner(b, 0) >= b) ready_[ready_count_++] = Pair{b, all.partner(b, 0)};
     }
 
     // Waits while all pairs that remain wait for others; false if the call was stopped meanwhile.
@@ -81,8 +90,8 @@ class Tournament {
    private:
     void admit_next(int64_t block) {
       const int64_t round = rounds_[block];
-      if (round == all_.blocks_) return;
-      const int64_t partner = all_.partner(block, round - 1);
+      if (round == all_.rounds_) return;
+      const int64_t partner = all_.partner(block, round);
       if (rounds_[partner] != round) return;
       // Never more ready pairs than blocks: no block is in two of them.
       ready_[(oldest_ + ready_count_++) % all_.blocks_] = Pair{std::min(block, partner), std::max(block, partner)};
@@ -97,18 +106,28 @@ class Tournament {
     int64_t oldest_ = 0, ready_count_ = 0;
   };
 
-  int64_t first(int64_t block) const { return panels_ * block / blocks_; }
+  bool two_sided() const { return others_ > 0; }
 
-  // Whom a block meets in a round: those on the circle whose numbers add up to twice the round's, and the one that is
-  // left over meets the last block, which is not on the circle.
+  int64_t first(int64_t block) const {
+    if (!two_sided()) return panels_ * block / blocks_;
+    return block < rounds_ ? panels_ * block / rounds_ : offset_ + others_ * (block - rounds_) / rounds_;
+  }
+  int64_t end(int64_t block) const { return two_sided() && block == rounds_ - 1 ? panels_ : first(block + 1); }
+
+  // Whom a block meets in a round. Of one set: first itself; then those on the circle whose numbers add up to twice the
+  // round's meet, and the one that is left over meets the last block, which is not on the circle.
   int64_t partner(int64_t block, int64_t round) const {
+    if (two_sided())
+      return block < rounds_ ? rounds_ + (block + round) % rounds_ : (block - rounds_ - round + rounds_) % rounds_;
+    if (round == 0) return block;
     const int64_t circle = blocks_ - 1;
-    if (block == circle) return round;
-    const int64_t other = (2 * round - block + circle) % circle;
+    if (block == circle) return round - 1;
+    const int64_t other = (2 * (round - 1) - block + circle) % circle;
     return other == block ? circle : other;
   }
 
-  int64_t panels_, blocks_;
+  int64_t panels_, offset_ = 0, others_ = 0;
+  int64_t blocks_, rounds_, pairs_;
 };
 
 }  // namespace LDREG_ISA
