@@ -33,15 +33,18 @@ constexpr int kDirectSteps = 64;     // features at a time: the panels' share of
 constexpr int kDirectBlock = 96;     // queries packed together where references stream through
 constexpr int kDirectChunk = 64;     // references between two visits to the same features' sums
 
+// Squares that a float sum takes before it goes on in double. The fewer features, the less their roundings average out.
+inline int run_for(int64_t columns) { return int(std::min<int64_t>(std::max<int64_t>(columns / 16, 2), kSumSteps)); }
+
 // sums[row][lane] += (q - y)^2 over features 0..steps of the panel at q and the rows at y[0..kDirectRows).
 template <class Real>
-LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t steps, double* sums) {
+LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t steps, int run, double* sums) {
   using Vec = typename Compute<Real>::Vec;
   constexpr int w = lanes<Real>, panel = kDirectPanel<Real>;
   const Real* row[kDirectRows];
   for (int r = 0; r < kDirectRows; ++r) row[r] = y[r];
   for (int64_t s = 0; s < steps;) {
-    const int64_t end = std::min<int64_t>(steps, s + kSumSteps);
+    const int64_t end = std::min<int64_t>(steps, s + run);
     Vec sum[kDirectRows][kDirectVectors];
     for (int r = 0; r < kDirectRows; ++r)
       for (int v = 0; v < kDirectVectors; ++v) sum[r][v] = Vec{};
@@ -209,7 +212,7 @@ class DirectSearch {
             y[k] = row[r + k] + c;
           }
           for (int64_t p = 0; p < panels; ++p)
-            add_differences(block.packed.get() + (p * columns_ + c) * panel, y, steps,
+            add_differences(block.packed.get() + (p * columns_ + c) * panel, y, steps, run_for(columns_),
                             sums + (p * kDirectChunk + r) * panel);
         }
       }
