@@ -80,7 +80,7 @@ class DirectSearch {
 
   // The rows ids[0..count) against all references.
   template <class Scratch, class Complete>
-  void rows(const int* ids, int64_t count, Complete&& complete) {
+  void rows(const int* ids, int64_t count, Complete&& complete) const {
     const int64_t chunk = std::max<int64_t>(256, 4 * wanted_), room = wanted_ + chunk;
     auto body = [&](int64_t b) {
       const int64_t from = b * kDirectBlock;
@@ -113,7 +113,7 @@ class DirectSearch {
 
   // All rows of a batch among themselves; ids is 0, 1, 2, ...
   template <class Scratch, class Complete>
-  void batch(const int* ids, Complete&& complete) {
+  void batch(const int* ids, Complete&& complete) const {
     constexpr int size = kDirectPanel<T>;  // half of a block's own square is done twice: the smaller the better
     const int64_t rows = x_.rows(), blocks = (rows + size - 1) / size;
     const int64_t stride = rows + 8;  // not a power of two, whose columns would share a cache set
@@ -257,7 +257,7 @@ class DirectSearch {
   }
 
   template <class Body>
-  void parallel(int64_t items, Body& body) {
+  void parallel(int64_t items, Body& body) const {
     parallel_items(items, threads_, control_, [](void* b, int64_t item) { (*static_cast<Body*>(b))(item); }, &body);
   }
 

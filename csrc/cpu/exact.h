@@ -44,12 +44,25 @@ inline int exponent_of(double d2) {
   return std::min(std::max(exponent, -1000), 1000);
 }
 
-// One pair whose squares leave the range of Real: float features in double; double features by a power of two.
 template <class T>
-inline double beyond_range(const T* x, const T* y, int64_t columns, double d2) {
+inline bool equal_rows(const T* x, const T* y, int64_t columns) {
+  constexpr int w = lanes<T>;
+  auto differs = load_tail(x, 0) != load_tail(y, 0);
+  for (int64_t c = 0; c + w <= columns; c += w) differs |= load(x + c) != load(y + c);
+  const int64_t left = columns % w;
+  differs |= load_tail(x + columns - left, left) != load_tail(y + columns - left, left);
+  for (int l = 0; l < w; ++l)
+    if (differs[l]) return false;
+  return true;
+}
+
+// One pair whose squares leave the range of Real, or vanish: float features in double; double features by a power of two.
+template <class T>
+LDREG_HOT double beyond_range(const T* x, const T* y, int64_t columns, double d2) {
   using Real = typename Compute<T>::Real;
   constexpr int w = lanes<T>;
   constexpr bool wide = sizeof(Real) == 8;
+  if (d2 == 0 && (x == y || equal_rows(x, y, columns))) return 0;
   const bool large = wide && !(d2 < 1);  // inf - inf is no question: only finite rows come here
   const double unit = !wide ? 1 : large ? 0x1p600 : 0x1p-600;
   double total = 0;

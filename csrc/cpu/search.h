@@ -34,13 +34,14 @@ class Search {
         wanted_(problem.k + problem.drop_smallest) {
     x_.scan(problem.threads, control);
     if (!problem.same) y_.scan(problem.threads, control);
-    choose_unit();
   }
 
   // sink(i, list, n, scratch): the neighbours of row i in no particular order, on some thread; list is the sink's to
   // reorder. A row with NaN or Inf has every d2 = +inf.
   template <class Scratch, class Sink>
   void run(Sink&& sink) {
+    if (y_rows() <= kDirectRowsAlways || y_rows() <= int64_t(wanted_) * kDirectShare) return run_direct<Scratch>(sink);
+    choose_unit();
     if (problem_.columns >= kShortMinColumns) run_with<ShortOperand, Scratch>(sink);
     else run_with<FloatOperand, Scratch>(sink);
   }
@@ -67,21 +68,21 @@ class Search {
     Buffer<double> mean(padded);
     std::fill_n(mean.get(), padded, 0.0);
     int64_t used = 0;
-    double square = 0;
-    bool exact = !ShortOperand::integer;
+    Doubles squares = {};
+    Ints inexact = {};
     for (int64_t j = 0; j < y.rows(); j += stride) {
       if (!y.finite(j)) continue;
       ++used;
       for (int64_t c = 0; c < problem_.columns; c += kLanes) {
-        const int64_t n = std::min<int64_t>(kLanes, problem_.columns - c);
-        const Floats v = scaled(y.row(j) + c, centre_.get() + c, scale_, n);
-        const Floats lost = v - ShortOperand::round(v);
-        for (int64_t l = 0; l < n; ++l) {
-          mean[c + l] += v[l], square += double(v[l]) * v[l];
-          exact &= lost[l] == 0;
-        }
+        const Floats v = scaled(y.row(j) + c, centre_.get() + c, scale_, problem_.columns - c);
+        add_to(mean.get() + c, v);
+        squares += widen(v * v);
+        inexact |= v != ShortOperand::round(v);
       }
     }
+    bool exact = !ShortOperand::integer;
+    for (int l = 0; l < kLanes; ++l) exact &= inexact[l] == 0;
+    const double square = sum(squares);
     if (used == 0) return;
     double offset = 0;
     for (int64_t c = 0; c < problem_.columns; ++c) mean[c] /= used, offset += mean[c] * mean[c];
@@ -129,17 +130,28 @@ class Search {
     }
   }
 
+  // Every pair exactly, nothing selected first.
+  template <class Scratch, class Sink>
+  void run_direct(Sink& sink) {
+    Buffer<int> ids(x_.rows());
+    number(ids.get());
+    const DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
+    const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
+    if (problem_.same && direct.batch_fits(x_.rows(), kSymmetricBytes)) direct.template batch<Scratch>(ids.get(), done);
+    else direct.template rows<Scratch>(ids.get(), x_.rows(), done);
+  }
+
+  // All queries.
+  void number(int* ids) const {
+    for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
+  }
+
   template <class First, class Scratch, class Sink>
   void run_with(Sink& sink) {
     Buffer<int> ids(x_.rows());
-    for (int64_t i = 0; i < x_.rows(); ++i) ids[i] = int(i);
+    number(ids.get());
+    const DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
     const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
-    DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
-    if (y_rows() <= kDirectRowsAlways || y_rows() <= int64_t(wanted_) * kDirectShare) {
-      if (problem_.same && direct.batch_fits(x_.rows(), kSymmetricBytes)) direct.template batch<Scratch>(ids.get(), done);
-      else direct.template rows<Scratch>(ids.get(), x_.rows(), done);
-      return;
-    }
     const int64_t share = problem_.same ? symmetric_share<First>() : 0;
     int64_t left = share > 0 ? pass_symmetric<First, Scratch>(ids.get(), share, sink)
                              : pass<First, Scratch>(ids.get(), x_.rows(), sink);
