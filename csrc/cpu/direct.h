@@ -42,8 +42,10 @@ LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t step
   for (int r = 0; r < kDirectRows; ++r) row[r] = y[r];
   for (int64_t s = 0; s < steps;) {
     const int64_t end = std::min<int64_t>(steps, s + kSumSteps);
-    Vec sum[kDirectRows][kDirectVectors];
+    Vec sum[kDirectRows][kDirectVectors];  // every loop over them unrolled: one that is not has them in memory
+#pragma GCC unroll 8
     for (int r = 0; r < kDirectRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < kDirectVectors; ++v) sum[r][v] = Vec{};
     for (; s < end; ++s) {
       Vec lane[kDirectVectors];
@@ -58,7 +60,9 @@ LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t step
         }
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < kDirectRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < kDirectVectors; ++v) add_to(sums + r * panel + w * v, sum[r][v]);
   }
 }
