@@ -70,7 +70,9 @@ def object_of(name: str) -> tuple[Path, str]:
 def multiplications(function: str, kind: str) -> int:
     """How many vectors a step of the function's loop multiplies into its sums."""
     tile, differences = SUMS[kind]
-    return {"multiply_tile": tile, "add_differences": differences, "add_squares": 4, "add_weighted": 6}[stem_of(function)]
+    return {"multiply_tile": tile, "add_differences": differences, "add_squares": 4, "add_weighted": 6}[
+        stem_of(function)
+    ]
 
 
 def stem_of(function: str) -> str:
@@ -116,7 +118,9 @@ def spills_of(path: Path, objdump: str) -> Iterator[str]:
     found = set()
     for loop in disassembly.loops(path, rf"({'|'.join(OFFERS)})\(", objdump, innermost=False):
         found.add(stem_of(loop.function))
-        spills = [line for line in loop.stores() if line in loop.stack_traffic() and not re.match(r"v?movs[sd]\b", line)]
+        spills = [
+            line for line in loop.stores() if line in loop.stack_traffic() and not re.match(r"v?movs[sd]\b", line)
+        ]
         if spills:
             yield f"{stem_of(loop.function)}: {spills}"
     yield from (f"{stem} is no function of its own" for stem in OFFERS if stem not in found)

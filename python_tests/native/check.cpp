@@ -153,7 +153,8 @@ std::vector<std::pair<double, int>> sorted_distances(const Task& t, int i) {
   return all;
 }
 
-using Expected = std::vector<std::vector<std::pair<double, int>>>;  // sorted_distances of every row
+// sorted_distances of every third row, or empty: plain loops are most of the time, and lanes come in powers of two.
+using Expected = std::vector<std::vector<std::pair<double, int>>>;
 
 void check_neighbours(const Kernels& kernels, const Task& t, const Expected& all) {
   const double tolerance = t.wide() ? 1e-12 : 1e-6;
@@ -163,6 +164,7 @@ void check_neighbours(const Kernels& kernels, const Task& t, const Expected& all
   kernels.knn(t.problem(), {distances.data(), indices.data()}, control);
   for (int i = 0; i < t.x.rows; ++i) {
     const auto& expected = all[i];
+    if (expected.empty()) continue;
     std::vector<int64_t> mine(indices.begin() + int64_t(i) * t.k, indices.begin() + int64_t(i + 1) * t.k);
     for (int j = 0; j < t.k; ++j) {
       const double got = t.read(distances, int64_t(i) * t.k + j), wanted = expected[j].first;
@@ -217,6 +219,7 @@ void check_lid(const Kernels& kernels, const Task& t, const Expected& all, Estim
               control);
   for (int i = 0; i < rows; ++i) {
     const auto& expected = all[i];
+    if (expected.empty()) continue;
     std::vector<double> d, slope, near_slope;
     for (int j = 0; j < t.k; ++j) d.push_back(expected[j].first);
     if (d[t.k - 1] == kInfinity) {
@@ -257,8 +260,8 @@ void check(const Kernels& kernels, const Task& t, const char* kind, bool lids) {
   std::snprintf(text, sizeof text, "%s %s, %d of %d rows, %d columns, k %d%s", kind, kNames[int(t.x.dtype)], t.x.rows,
                 t.references().rows, t.x.columns, t.k, t.drop_smallest ? ", smallest dropped" : "");
   place = text;
-  Expected all;
-  for (int i = 0; i < t.x.rows; ++i) all.push_back(sorted_distances(t, i));
+  Expected all(t.x.rows);
+  for (int i = t.x.rows > 3 ? checked % 3 : 0; i < t.x.rows; i += 3) all[i] = sorted_distances(t, i);
   check_neighbours(kernels, t, all);
   if (lids && t.k >= 3) check_lid(kernels, t, all, t.k % 2 ? mom : mle);
   ++checked;
