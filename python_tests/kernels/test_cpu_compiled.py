@@ -113,8 +113,10 @@ def faults_of(path: Path, objdump: str, kind: str) -> Iterator[str]:
 
 
 def spills_of(path: Path, objdump: str) -> Iterator[str]:
-    """Vectors that the filter of candidates stores in its frame. Its general registers may wait there: a hit appends to
-    lists, and what no hit needs has room there as well; and so may a scalar, across the call that makes room in a list."""
+    """Vectors that the filter of candidates stores in its frame.
+
+    General registers may wait there, as those that only a hit needs do, and a scalar across the call that makes room.
+    """
     found = set()
     for loop in disassembly.loops(path, rf"({'|'.join(OFFERS)})\(", objdump, innermost=False):
         found.add(stem_of(loop.function))

@@ -65,8 +65,7 @@ def test_arm_bindings_compile() -> None:
 
 
 def test_vectors_of_64_bytes_with_bf16(tmp_path: Path) -> None:
-    """What AVX512-BF16 executes but for the intrinsics: three vectors of sixteen lanes, two bf16 a step; and one float a
-    step for fewer than 48 columns."""
+    """What AVX512-BF16 executes but for the intrinsics; below 48 columns, the tile of floats."""
     if not simulator.compiler():
         pytest.skip("no C++ compiler: neither $CXX, g++ nor c++ is there")
     operand = f'-DLDREG_TEST_OPERAND="{native.HERE / "emulated_bf16.h"}"'
