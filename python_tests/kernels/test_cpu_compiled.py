@@ -76,7 +76,7 @@ def multiplications(function: str, kind: str) -> int:
 
 
 def stem_of(function: str) -> str:
-    return re.search(rf"({'|'.join(LOOPS + OFFERS)})\b", function).group(1)
+    return next(stem for stem in LOOPS + OFFERS if re.search(rf"\b{stem}\b", function))
 
 
 def faults_of(path: Path, objdump: str, kind: str) -> Iterator[str]:
