@@ -42,10 +42,8 @@ LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t step
   for (int r = 0; r < kDirectRows; ++r) row[r] = y[r];
   for (int64_t s = 0; s < steps;) {
     const int64_t end = std::min<int64_t>(steps, s + kSumSteps);
-    Vec sum[kDirectRows][kDirectVectors];  // every loop over them unrolled: one that is not has them in memory
-#pragma GCC unroll 8
+    Vec sum[kDirectRows][kDirectVectors];
     for (int r = 0; r < kDirectRows; ++r)
-#pragma GCC unroll 4
       for (int v = 0; v < kDirectVectors; ++v) sum[r][v] = Vec{};
     for (; s < end; ++s) {
       Vec lane[kDirectVectors];
@@ -60,9 +58,7 @@ LDREG_HOT void add_differences(const Real* q, const Real* const* y, int64_t step
         }
       }
     }
-#pragma GCC unroll 8
     for (int r = 0; r < kDirectRows; ++r)
-#pragma GCC unroll 4
       for (int v = 0; v < kDirectVectors; ++v) add_to(sums + r * panel + w * v, sum[r][v]);
   }
 }
