@@ -14,7 +14,7 @@ LEAVES = re.compile(r"(?:call|bl|blr|ret)\b")  # a return: no loop, the compiler
 
 @dataclass
 class Loop:
-    """A loop with no other inside and no call: its function, demangled, and its instructions."""
+    """A loop: its function, demangled, and its instructions."""
 
     function: str
     code: list[str]
@@ -34,26 +34,27 @@ class Loop:
         return [line for line in self.code if re.match(r"v?mov\w*\s+%[xyz]mm\d+,.*\(|st(p|r|ur)\s+[qd]\d", line)]
 
 
-def loops(path: Path, functions: str, objdump: str = "objdump") -> Iterator[Loop]:
-    """Innermost loops of the functions whose name matches."""
+def loops(path: Path, functions: str, objdump: str = "objdump", innermost: bool = True) -> Iterator[Loop]:
+    """The loops of functions whose name matches; innermost: those with no other inside and no call."""
     command = [objdump, "-d", "-C", "--no-show-raw-insn", str(path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for block in re.split(r"\n\n+", listing):
         heading, _, body = block.partition("\n")
         name = re.match(r"[0-9a-f]+ <(.*)>:$", heading)
         if name and re.search(functions, name.group(1)):
-            yield from _innermost(name.group(1), re.findall(r"^\s+([0-9a-f]+):\s+(\S.*)$", body, re.MULTILINE))
+            listed = re.findall(r"^\s+([0-9a-f]+):\s+(\S.*)$", body, re.MULTILINE)
+            yield from _loops(name.group(1), listed, innermost)
 
 
-def _innermost(function: str, listing: list[tuple[str, str]]) -> Iterator[Loop]:
+def _loops(function: str, listing: list[tuple[str, str]], innermost: bool) -> Iterator[Loop]:
     position = {address: i for i, (address, _) in enumerate(listing)}
     code = [line for _, line in listing]
     jumps = [(position.get(jump.group(1), len(code)), i) for i, line in enumerate(code) if (jump := JUMP.match(line))]
     spans = [(begin, end) for begin, end in jumps if begin <= end]
-    framed = any(re.match(r"mov\s+%rsp,%rbp", line) for line in code)
+    framed = any(re.match(r"mov\s+%rsp,%rbp", line) for line in code[:10])  # else it is a register like others
     frame = "%rsp|%rbp|sp|x29" if framed else "%rsp|sp|x29"
     for begin, end in spans:
         inner = any((begin, end) != other and begin <= other[0] and other[1] <= end for other in spans)
         body = code[begin : end + 1]
-        if not inner and not any(LEAVES.match(line) for line in body):
+        if not innermost or not (inner or any(LEAVES.match(line) for line in body)):
             yield Loop(function, body, frame)
