@@ -242,9 +242,9 @@ class DirectSearch {
     } else if (size > wanted_ + 1) {
       // No more than the wanted nearest of these can be neighbours (one more, because self may be among them).
       float* key = keys.reserve(size);
-      // The others are packed as zeros in `batch`, and not far from anything: NaN is not counted.
-      constexpr float none = std::numeric_limits<float>::quiet_NaN();
-      for (int r = 0; r < size; ++r) key[r] = y_.finite(first + r) ? static_cast<float>(d2[r]) : none;
+      constexpr double infinity = std::numeric_limits<double>::infinity();
+      constexpr float none = std::numeric_limits<float>::quiet_NaN();  // is not counted
+      for (int r = 0; r < size; ++r) key[r] = d2[r] < infinity ? static_cast<float>(d2[r]) : none;
       const float near = at_least(key, size, wanted_ + 1);
       // The next double above all that round to `near`.
       if (near < std::numeric_limits<float>::max()) bound = double(near) * (1 + 0x1p-23) + 1e-45;
