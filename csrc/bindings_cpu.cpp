@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -78,7 +80,11 @@ struct PyProblem {
           k,
           exact,
           drop_smallest,
-          threads} {}
+          threads} {
+    const int64_t most = std::max(rows, references);
+    if (most > std::numeric_limits<int>::max())
+      throw py::value_error("x and y must have fewer than 2^31 rows each on the CPU backend, got " + std::to_string(most));
+  }
 };
 
 void knn(const PyProblem& problem, uintptr_t distances, uintptr_t indices) {

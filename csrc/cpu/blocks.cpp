@@ -28,6 +28,7 @@ struct Pool {
   std::mutex mutex;
   std::vector<Block> blocks;
   size_t bytes = 0;
+  Pool() { blocks.reserve(kPoolBytes / kLarge); }  // giving back may not fail
 };
 
 // Never destroyed: a worker may still give a block back while the process exits. Made when the library is loaded: a child

@@ -168,7 +168,7 @@ class Candidates {
   }
 
   // A reference passes if its lower bound is at most t:  q - E <= (t + r_x + r_y)^2, sorted into what depends on the
-  // query (limit, reach) and on the reference (bias, residual in `offer`).
+  // query (limit, reach) and on the reference (bias, residual in `offer_to_lanes`).
   void set_threshold(int64_t i, float t) {
     const float s = t + residual_[i];
     reach_[i] = 2 * s;

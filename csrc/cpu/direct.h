@@ -235,25 +235,24 @@ class DirectSearch {
   void admit(int64_t i, const double* d2, int64_t first, int size, Neighbour* list, int* n, Buffer<float>& keys) const {
     if (!x_.finite(i)) return;
     const int64_t self = self_.of(i);
-    // References come in the order of their indices: at equal distance a later one is not nearer.
-    double bound = std::numeric_limits<double>::infinity();
-    if (*n == wanted_) {
-      bound = list[wanted_ - 1].d2;
-    } else if (size > wanted_ + 1) {
-      // No more than the wanted nearest of these can be neighbours (one more, because self may be among them).
-      float* key = keys.reserve(size);
-      constexpr double infinity = std::numeric_limits<double>::infinity();
-      constexpr float none = std::numeric_limits<float>::quiet_NaN();  // is not counted
-      for (int r = 0; r < size; ++r) key[r] = d2[r] < infinity ? static_cast<float>(d2[r]) : none;
-      const float near = at_least(key, size, wanted_ + 1);
-      // The next double above all that round to `near`.
-      if (near < std::numeric_limits<float>::max()) bound = double(near) * (1 + 0x1p-23) + 1e-45;
-    }
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    float* key = keys.reserve(size);
+    for (int r = 0; r < size; ++r)  // NaN, which no comparison admits, for references that are not finite
+      key[r] = d2[r] < double(infinity) ? static_cast<float>(d2[r]) : std::numeric_limits<float>::quiet_NaN();
+    // No more than the wanted nearest of these can be neighbours (one more, because self may be among them). Once the list
+    // is full, its end bounds them: references come in the order of their indices, so that at equal distance a later one is
+    // not nearer.
+    const double bound = *n == wanted_ ? list[wanted_ - 1].d2 : double(infinity);
+    const float near = *n == wanted_        ? std::nextafter(static_cast<float>(bound), infinity)
+                       : size > wanted_ + 1 ? at_least(key, size, wanted_ + 1)
+                                            : infinity;
     int end = *n;
-    for (int r = 0; r < size; ++r) {
-      list[end] = Neighbour{d2[r], int(first) + r};
-      end += (d2[r] < bound) & (first + r != self) & y_.finite(first + r);
-    }
+    for (int c = 0; c < size; c += kLanes)
+      for (unsigned hits = mask_less_equal(block(key, c, size, std::nanf("")), near - Floats{}); hits; hits &= hits - 1) {
+        const int r = c + __builtin_ctz(hits);
+        list[end] = Neighbour{d2[r], int(first) + r};
+        end += (d2[r] < bound) & (first + r != self);
+      }
     *n = std::min(end, wanted_);
     if (end >= wanted_) split_smallest(list, end, wanted_, keys);
   }

@@ -29,8 +29,8 @@ struct Evaluation {
 template <class T>
 class Evaluator {
  public:
-  // `unit` is the tile's unit over the features' own; bounds are trusted only if `exact`.
-  Evaluator(const Features<T>& x, const Features<T>& y, int64_t columns, int wanted, double unit, bool exact)
+  // The tile's unit is 2^`unit` times the features' own; bounds are trusted only if `exact`.
+  Evaluator(const Features<T>& x, const Features<T>& y, int64_t columns, int wanted, int unit, bool exact)
       : x_(x), y_(y), columns_(columns), wanted_(wanted), unit_(unit), exact_(exact) {}
 
   // Afterwards each list holds the `wanted` nearest candidates (all, if there are fewer) and `count` says how many.
@@ -47,7 +47,7 @@ class Evaluator {
       double reach = 0;
       for (int c = 0; c < e->to; ++c) reach = std::max(reach, e->list[c].d2);
       // A lower bound carries a few roundings of float: hence the margin.
-      e->to = split(*e, static_cast<float>(std::min(distance_of<T>(reach) * unit_ * (1 + 1e-6), double(kNever))));
+      e->to = split(*e, static_cast<float>(std::min(distance_of<T>(reach, unit_) * (1 + 1e-6), double(kNever))));
     }
     distances(group, size);
     for (Evaluation* e = group; e < group + size; ++e) {
@@ -120,7 +120,7 @@ class Evaluator {
   const Features<T>&x_, &y_;
   int64_t columns_;
   int wanted_;
-  double unit_;
+  int unit_;
   bool exact_;
   Buffer<int> ends_;
   Buffer<Wanted> wanted_by_;

@@ -24,10 +24,16 @@ inline double coded_square(double d, double unit) {  // of the distance d * unit
                   : kLeastSquare * std::sqrt(std::sqrt(d * (unit * 0x1p400)));
 }
 
+// Whether this is the square itself: of float features, always.
+template <class T>
+inline bool is_square(double d2) {
+  return sizeof(typename Compute<T>::Real) == 4 || (d2 >= kLeastSquare && d2 <= kMostSquare);
+}
+
 // 2^exponent times the distance between two rows of T that a (coded) square stands for.
 template <class T>
 inline double distance_of(double d2, int exponent = 0) {
-  if (sizeof(typename Compute<T>::Real) == 8 && (d2 > kMostSquare || d2 < kLeastSquare)) {
+  if (!is_square<T>(d2)) {
     const double root = d2 > 1 ? d2 / kMostSquare : d2 / kLeastSquare, square = root * root;
     return std::ldexp(square * square, (d2 > 1 ? 400 : -400) + exponent);
   }

@@ -2,7 +2,8 @@
 //
 // All estimates come from one list: it is ordered only as far as the estimators look (the k-th smallest for every k, and
 // mada's k/2-th), never sorted. Distances enter the formulas divided by a power of two near d_k, so that no power of a
-// distance leaves the number range; LID has no unit and the gradient gets the factor back.
+// distance leaves the number range; LID has no unit and the gradient gets the factor back. (Distances below 1e-300 of d_k,
+// which only double features have, count as 0.)
 #pragma once
 
 #include "search.h"
@@ -29,9 +30,10 @@ inline int ranks_of(const LidRequest& request, int* ranks) {
   return int(std::unique(ranks, ranks + n) - ranks);
 }
 
-// Where the gradient is summed in Real: weights that differ by less than this factor, d_k within 2^+-this. Else in double.
+// Where the gradient is summed in Real: weights that differ by less than this factor, d_k within 2^+-this (together, terms
+// stay above the subnormals). Else in double.
 template <class Real> constexpr double kWeightRange = sizeof(Real) == 4 ? 0x1p60 : 0x1p400;
-template <class Real> constexpr int kDistanceRange = sizeof(Real) == 4 ? 90 : 400;
+template <class Real> constexpr int kDistanceRange = sizeof(Real) == 4 ? 60 : 400;
 
 template <class T>
 class LidRow {
@@ -51,7 +53,9 @@ class LidRow {
 
     double* d = scratch.distance.reserve(n);
     const int exponent = exponent_of<T>(list[request_.k - 1].d2);
-    for (int j = 0; j < n; ++j) d[j] = distance_of<T>(list[j].d2, exponent);
+    const double unit = std::ldexp(1.0, exponent);
+    for (int j = 0; j < n; ++j)
+      d[j] = is_square<T>(list[j].d2) ? std::sqrt(list[j].d2) * unit : distance_of<T>(list[j].d2, exponent);
 
     const LidTerms<double> terms = lid_terms(static_cast<Estimator>(request_.estimator), d, request_.k);
     static_cast<Real*>(out_.lid)[i] = static_cast<Real>(terms.lid);

@@ -79,8 +79,9 @@ using ShortOperand = Bf16Operand;
 #include LDREG_TEST_OPERAND
 using ShortOperand = Bf16Operand;
 #elif LDREG_SIMD_AVX2 || LDREG_SIMD_SSE2
-// Rows as integers of up to `limit(columns)`, in a unit of their own: twice the products of float in an instruction, as
-// precise as bf16 at the least, and exact sums: a block of steps cannot overflow.
+// Rows as integers of up to `integer_limit`, in a unit of their own: twice the products of float in an instruction, as
+// precise as bf16 at the least, and exact sums: a block of steps cannot overflow. (Not with AVX-512, which needs two
+// instructions on the ports of one multiply-add for it; nor with NEON, whose products of integers are no wider.)
 struct IntegerOperand {
   static constexpr int per_step = 2;
   static constexpr bool integer = true;

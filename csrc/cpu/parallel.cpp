@@ -9,7 +9,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <vector>
 
 #include "float_mode.h"
@@ -191,8 +190,8 @@ void run_on_own_threads(Call& call, int threads) {
   others.reserve(threads - 1);
   try {
     for (int t = 1; t < threads; ++t) others.emplace_back([&] { call.team.serve(); });
-  } catch (const std::system_error&) {
-    // the system gives no more threads: those there are do the work
+  } catch (...) {
+    // the system gives no more threads, or memory for them: those there are do the work
   }
   call.run();
   for (auto& thread : others) thread.join();

@@ -5,7 +5,8 @@
 // evaluated exactly (evaluate.h). Rows whose candidates did not fit are searched again with float operands, and if that is
 // not enough by evaluating every pair (direct.h). Each finished row goes to a sink, which makes distances or LIDs of it
 // while the rows it needs are still in the cache.
-// Memory is O(B + N) for norms, O(block) per thread, and at most kSymmetricBytes where blocks meet once.
+// Memory is O(B + N) for norms, O(block) per thread, and at most kSymmetricBytes where blocks meet once (lists put aside
+// included).
 #pragma once
 
 #include "direct.h"
@@ -118,6 +119,7 @@ class Search {
     float* slack = bounds.slack.reserve(padded);
     float* bias = bounds.bias.reserve(padded);
     float* unit = bounds.unit.reserve(padded);
+    if (!Operand::integer) std::fill_n(unit, padded, 0.0f);
     rows.set_exact(exact_unit_);
     const float limit = integer_limit(std::min<int64_t>(steps_for(problem_.columns, 1), kStepBlock * Operand::per_step));
     rows.template measure<Operand>(centre_.get(), scale_, limit, problem_.threads, control_, norm, residual, unit);
@@ -226,14 +228,15 @@ class Search {
   }
 
   // How many rows meet at a time where the batch meets itself: all of them if what they need fits into kSymmetricBytes,
-  // else as many as fit twice, in equal shares; 0 if that is too few to be worth it.
+  // else as many as fit twice beside the lists put aside, in equal shares; 0 if that is too few to be worth it.
   template <class Operand>
   int64_t symmetric_share() const {
     const int64_t rows = x_.rows(), steps = steps_for(problem_.columns, Operand::per_step);
     const int64_t bytes = 4 * steps + 8 * Candidates::room_for(wanted_, 0);
     if (rows <= 4 * kPanel) return 0;
     if ((rows + kPanel) * bytes <= kSymmetricBytes) return (rows + kPanel - 1) / kPanel * kPanel;
-    const int64_t most = kSymmetricBytes / (2 * bytes) / kPanel * kPanel;
+    const int64_t aside = rows * int64_t(8 * kept() + sizeof(SavedList));
+    const int64_t most = (kSymmetricBytes - aside) / (2 * bytes) / kPanel * kPanel;
     if (most < kLeastShare) return 0;
     const int64_t shares = (rows + most - 1) / most;
     return ((rows + shares - 1) / shares + kPanel - 1) / kPanel * kPanel;
@@ -246,7 +249,7 @@ class Search {
     Prepared prepared;
     prepare<Operand>(prepared);
     const int64_t rows = x_.rows(), shares = (rows + share - 1) / share, sides = shares > 1 ? 2 : 1;
-    const int kept = 2 * wanted_ + 16;  // entries of a list put aside
+    const int kept = this->kept();
     Panels<T, Operand> panels(problem_.columns);
     panels.reserve(sides * share / kPanel);
     Candidates candidates;
@@ -322,6 +325,8 @@ class Search {
     return keep_failed(ids, failed.get(), rows);
   }
 
+  int kept() const { return 2 * wanted_ + 32; }  // entries of a list put aside: more are an overflow
+
   int one_sided_room() const { return Candidates::room_for(wanted_, std::min<int64_t>(y_rows() / 8, 2048)); }
 
   void open(Candidates& candidates, int64_t list, const Bounds& x, int64_t i) const {
@@ -333,7 +338,7 @@ class Search {
   template <class Scratch, class Sink>
   void finish(Candidates& candidates, int64_t first, const int* ids, int count, const Bounds& y, uint8_t* failed,
               Sink& sink) {
-    Evaluator<T> evaluate(x_, references(), problem_.columns, wanted_, double(scale_), problem_.exact);
+    Evaluator<T> evaluate(x_, references(), problem_.columns, wanted_, std::ilogb(scale_), problem_.exact);
     Evaluation group[kGroup];
     Scratch scratch;
     // Together only if the group will want most references more than once; else one by one, so that the sink finds the

@@ -3,7 +3,7 @@
 // Queries sit in the vector lanes, packed in panels [step][kPanel]; references are broadcast four bytes at a time, either
 // from plain rows (they stream through once for every block of queries, so transposing them would cost) or from panels
 // (when the references are the queries and all are packed once). Steps are taken kStepBlock at a time: a panel's share
-// (24 KB) stays in L1, and the running sums are short enough for a tight rounding bound (`dot_roundings`). It knows
+// (8 to 24 KB) stays in L1, and the running sums are short enough for a tight rounding bound (`dot_roundings`). It knows
 // nothing about distances or selection.
 #pragma once
 

@@ -138,6 +138,31 @@ def test_neighbours_at_next_to_nothing(backend, k: int) -> None:
     check(backend, x, k, () if k == 1 else ("mom", "hill"))
 
 
+@pytest.mark.parametrize("size", [1e-22, 1e-25, 1e-27])
+def test_next_to_nothing_among_little(backend, size: float) -> None:
+    """Terms of the gradient may vanish in float32 where neither weights nor distances do."""
+    x = cases.normal(40, 16) * size
+    x[:2] = 0
+    x[1, 0] = 1e-42
+    check(backend, x, 8, ("mom", "mle", "hill"))
+
+
+@pytest.mark.parametrize("columns", [5, 64])
+def test_more_rows_than_are_compared_all_with_all(backend, columns: int) -> None:
+    """The CPU's way by candidates, in floats and in 16 bits, which small batches do not take."""
+    if backend.name != "cpu":
+        pytest.skip("the CPU backend chooses its way by the number of rows")
+    x = torch.cat([near_pairs(TINY, 0, torch.float32), cases.normal(300, 5)])
+    x = torch.cat([x, torch.zeros(len(x), columns - 5)], dim=1)
+    check(backend, x, 8, ("mom", "hill"))
+    x = x.double()
+    x[30] = 1e200
+    x[31, :2] = 1e-200
+    x[32] = x[31]
+    x[32, 4] = 1e-250
+    check(backend, x, 8, ("mom", "hill"))
+
+
 def test_bfloat16_rows_that_differ_by_next_to_nothing(backend) -> None:
     # Triton's interpreter converts subnormal bfloat16 numbers wrongly (1e-38 becomes 8e-39, 1e-40 becomes 0).
     smallest = [] if backend.name == "triton" and backend.emulated else [1e-40, 1e-38]

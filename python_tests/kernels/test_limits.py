@@ -176,3 +176,9 @@ print(status("VmHWM") - before)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) <= limit_mb
+
+
+def test_more_rows_than_an_index_holds() -> None:
+    y = torch.zeros(1, 1).expand(2**31, 1)  # one number of memory
+    with pytest.raises(ValueError, match=r"fewer than 2\^31 rows each on the CPU backend, got 2147483648"):
+        ldk.knn(torch.zeros(4, 1), y, k=1, backend="cpu")

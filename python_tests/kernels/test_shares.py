@@ -13,8 +13,8 @@ import ldreg_kernels as ldk
     ("rows", "columns", "k", "dtype"),
     [
         (12_001, 16, 64, torch.float32),  # two shares, in floats
-        (8_000, 16, 256, torch.float32),  # three
-        (11_000, 64, 256, torch.bfloat16),  # three, in integers or bfloat16
+        (8_000, 16, 256, torch.float32),  # several
+        (9_000, 64, 256, torch.bfloat16),  # in integers or bfloat16
     ],
 )
 def test_every_neighbour_is_found(rows: int, columns: int, k: int, dtype: torch.dtype) -> None:
@@ -33,3 +33,16 @@ def test_every_neighbour_is_found(rows: int, columns: int, k: int, dtype: torch.
     at_found = torch.gather(distances, 1, found.indices[some])
     assert torch.allclose(at_found, truth, rtol=1e-6, atol=0)
     assert found.distances[4_000].isnan().all()
+    alone = on_threads(1, lambda: ldk.knn(x, k=k, backend="cpu"))
+    assert torch.equal(alone.indices, found.indices)
+    assert torch.equal(alone.distances.nan_to_num(), found.distances.nan_to_num())
+
+
+def on_threads(count: int, call):
+    """`call()` with so many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(before)
