@@ -23,11 +23,12 @@ constexpr int kDirectVectors = 2, kDirectRows = 4;  // 12 of 16
 #endif
 template <class T> constexpr int kDirectPanel = kDirectVectors * lanes<T>;
 
-// Where every pair exactly is the cheaper way: in small batches, and from one reference in kDirectShare wanted on. A tile of
-// differences and squares takes twice the time of the products; what it saves is the exact distances of a list, which
-// are scattered over the memory.
+// Where every pair exactly is the cheaper way: in small batches, and from one reference in so many wanted on. A tile of
+// differences and squares takes two to four times the time of the products; what it saves is the exact distances of a list,
+// which are scattered over the memory. Measured with AVX2, where the products are of integers.
 constexpr int kDirectRowsAlways = 256;
-constexpr int kDirectShare = 7;
+constexpr int kDirectShare = 4;
+constexpr int kDirectShareOwn = 8;  // each pair of a batch once
 
 constexpr int kDirectSteps = 64;     // features at a time: the panels' share of them stays in L1
 constexpr int kDirectBlock = 96;     // queries packed together where references stream through

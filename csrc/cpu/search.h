@@ -41,7 +41,8 @@ class Search {
   // reorder. A row with NaN or Inf has every d2 = +inf.
   template <class Scratch, class Sink>
   void run(Sink&& sink) {
-    if (y_rows() <= kDirectRowsAlways || y_rows() <= int64_t(wanted_) * kDirectShare) return run_direct<Scratch>(sink);
+    const int share = meets_itself_in_matrix() ? kDirectShareOwn : kDirectShare;
+    if (y_rows() <= kDirectRowsAlways || y_rows() <= int64_t(wanted_) * share) return run_direct<Scratch>(sink);
     choose_unit();
     if (problem_.columns >= kShortMinColumns) run_with<ShortOperand, Scratch>(sink);
     else run_with<FloatOperand, Scratch>(sink);
@@ -132,6 +133,10 @@ class Search {
     }
   }
 
+  bool meets_itself_in_matrix() const {
+    return problem_.same && DirectSearch<T>::batch_fits(x_.rows(), kSymmetricBytes);
+  }
+
   // Every pair exactly, nothing selected first.
   template <class Scratch, class Sink>
   void run_direct(Sink& sink) {
@@ -139,7 +144,7 @@ class Search {
     number(ids.get());
     const DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
     const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
-    if (problem_.same && direct.batch_fits(x_.rows(), kSymmetricBytes)) direct.template batch<Scratch>(ids.get(), done);
+    if (meets_itself_in_matrix()) direct.template batch<Scratch>(ids.get(), done);
     else direct.template rows<Scratch>(ids.get(), x_.rows(), done);
   }
 
