@@ -27,8 +27,8 @@ CXX_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 ]
-# Vector types wider than the machine's are never passed between functions that are not inlined, and GCC 12's own
-# headers warn about their undefined lanes.
+# Vectors are never passed between functions compiled for different sets, and GCC 12's own headers warn about undefined
+# lanes.
 QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unknown-warning-option"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast", *QUIET]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]

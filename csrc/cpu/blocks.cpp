@@ -37,7 +37,9 @@ Pool* const pool = new Pool;
 
 // Such a child would also wait for a thread that held the lock. So whoever forks takes it first, and both sides release it.
 #ifndef _WIN32
-const bool usable = pthread_atfork([] { pool->mutex.lock(); }, [] { pool->mutex.unlock(); }, [] { pool->mutex.unlock(); }) == 0;
+void lock_pool() { pool->mutex.lock(); }
+void unlock_pool() { pool->mutex.unlock(); }
+const bool usable = pthread_atfork(lock_pool, unlock_pool, unlock_pool) == 0;
 #else
 const bool usable = true;
 #endif

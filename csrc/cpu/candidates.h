@@ -59,8 +59,8 @@ class Candidates {
 
   // products[panel][row][lane]: offer references y_first..y_first+rows to the lists first..first+panels*kPanel (the
   // lanes); `padded` is the number of rows between panels.
-  LDREG_HOT void offer_to_lanes(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
-                      const Bounds& y) {
+  LDREG_HOT void offer_to_lanes(const float* products, int64_t panels, int rows, int padded, int64_t first,
+                                int64_t y_first, const Bounds& y) {
     for (int64_t p = 0; p < panels; ++p) {
       for (int r = 0; r < rows; ++r) {
         const float* dot = products + (p * padded + r) * kPanel;
@@ -81,8 +81,8 @@ class Candidates {
 
   // The same tile the other way round: offer references y_first..y_first+panels*kPanel (the lanes) to the lists
   // first..first+rows (the rows).
-  LDREG_HOT void offer_to_rows(const float* products, int64_t panels, int rows, int padded, int64_t first, int64_t y_first,
-                     const Bounds& y) {
+  LDREG_HOT void offer_to_rows(const float* products, int64_t panels, int rows, int padded, int64_t first,
+                               int64_t y_first, const Bounds& y) {
     for (int r = 0; r < rows; ++r) {
       const int64_t list = first + r;
       for (int64_t p = 0; p < panels; ++p) {

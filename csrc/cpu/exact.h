@@ -45,9 +45,8 @@ inline double distance_of(double d2, int exponent = 0) {
 template <class T>
 inline int exponent_of(double d2) {
   if (!(d2 > 0 && d2 < std::numeric_limits<double>::infinity())) return 0;
-  const int exponent = sizeof(typename Compute<T>::Real) == 8 && d2 > kMostSquare ? -std::ilogb(distance_of<T>(d2, -400)) - 400
-                                                                                 : -std::ilogb(distance_of<T>(d2));
-  return std::min(std::max(exponent, -1000), 1000);
+  const int shrink = !is_square<T>(d2) && d2 > 1 ? 400 : 0;  // of a distance that may be none as a double
+  return std::min(std::max(-std::ilogb(distance_of<T>(d2, -shrink)) - shrink, -1000), 1000);
 }
 
 template <class T>

@@ -230,7 +230,8 @@ void parallel_items(int64_t count, int threads, Control& control, void (*body)(v
   Items items{count, body, context};
   Team* const team = Team::of(control);
   const int64_t others = std::min<int64_t>(count, threads) - 1;
-  if (team && others > 0 && (nanoseconds >= kSmallLoop || shared_always.load(std::memory_order_relaxed))) team->run(items, others);
+  const bool worth = nanoseconds >= kSmallLoop || shared_always.load(std::memory_order_relaxed);
+  if (team && others > 0 && worth) team->run(items, others);
   else items.work(control);
 }
 

@@ -1,7 +1,7 @@
 // The neighbour search: select cheaply, evaluate exactly, row block by row block.
 //
 // A block of queries meets all references: chunk of references -> distance tile -> candidates (candidates.h). Where the
-// references are the queries, each pair of blocks meets once and serves both (tournament.h). Then every candidate list is
+// references are the queries, each pair of blocks meets once and serves both (own_batch.h). Then every candidate list is
 // evaluated exactly (evaluate.h). Rows whose candidates did not fit are searched again with float operands, and if that is
 // not enough by evaluating every pair (direct.h). Each finished row goes to a sink, which makes distances or LIDs of it
 // while the rows it needs are still in the cache.
@@ -10,20 +10,16 @@
 #pragma once
 
 #include "direct.h"
-#include "tournament.h"
+#include "own_batch.h"
 
 #include <stdexcept>
 
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-constexpr int kMaxPanels = 384 / kPanel;    // queries in a block
-constexpr int kBlockPanels = 192 / kPanel;  // where blocks of one batch meet
-constexpr int kPairPanels = 48 / kPanel;    // and so many of the one as references at a time
+constexpr int kMaxPanels = 384 / kPanel;     // queries in a block
 constexpr int64_t kChunkBytes = 256 << 10;  // a chunk of converted references stays in L2
 constexpr int64_t kThreadBytes = 8 << 20;   // a block's packed queries and candidate lists
-constexpr int64_t kSymmetricBytes = 60 << 20;
-constexpr int64_t kLeastShare = 1024;       // rows of a batch that meet at a time, where not all of them can
 
 template <class T>
 class Search {
@@ -159,7 +155,7 @@ class Search {
     number(ids.get());
     const DirectSearch<T> direct(problem_, control_, x_, references(), wanted_);
     const auto done = [&](int64_t i, Neighbour* list, int n, Scratch& scratch) { complete(i, list, n, scratch, sink); };
-    const int64_t share = problem_.same ? symmetric_share<First>() : 0;
+    const int64_t share = problem_.same ? OwnBatch<T, First>::share_for(x_.rows(), problem_.columns, wanted_) : 0;
     int64_t left = share > 0 ? pass_symmetric<First, Scratch>(ids.get(), share, sink)
                              : pass<First, Scratch>(ids.get(), x_.rows(), sink);
     if (left > 0 && 0 < share && share < x_.rows()) left = pass<First, Scratch>(ids.get(), left, sink);  // longer lists
@@ -211,7 +207,8 @@ class Search {
     for (int i = 0; i < count; ++i) open(candidates, i, prepared.x, ids[i]);
 
     const int64_t steps = panels.steps();
-    const int64_t rows = std::max<int64_t>(kTileRows, std::min<int64_t>(kChunkBytes / (4 * steps), 256) / kTileRows * kTileRows);
+    const int64_t fit = std::min<int64_t>(kChunkBytes / (4 * steps), 256);
+    const int64_t rows = std::max<int64_t>(kTileRows, fit / kTileRows * kTileRows);
     const int64_t stride = row_stride_for(steps);
     Buffer<uint32_t> chunk(rows * stride);
     Buffer<float> products(rows * lanes_used * kPanel);
@@ -232,105 +229,18 @@ class Search {
     finish<Scratch>(candidates, 0, ids, count, bounds, failed, sink);
   }
 
-  // How many rows meet at a time where the batch meets itself: all of them if what they need fits into kSymmetricBytes,
-  // else as many as fit twice beside the lists put aside, in equal shares; 0 if that is too few to be worth it.
-  template <class Operand>
-  int64_t symmetric_share() const {
-    const int64_t rows = x_.rows(), steps = steps_for(problem_.columns, Operand::per_step);
-    const int64_t bytes = 4 * steps + 8 * Candidates::room_for(wanted_, 0);
-    if (rows <= 4 * kPanel) return 0;
-    if ((rows + kPanel) * bytes <= kSymmetricBytes) return (rows + kPanel - 1) / kPanel * kPanel;
-    const int64_t aside = rows * int64_t(8 * kept() + sizeof(SavedList));
-    const int64_t most = (kSymmetricBytes - aside) / (2 * bytes) / kPanel * kPanel;
-    if (most < kLeastShare) return 0;
-    const int64_t shares = (rows + most - 1) / most;
-    return ((rows + shares - 1) / shares + kPanel - 1) / kPanel * kPanel;
-  }
-
-  // Every row against every row of the same batch: each pair of blocks is multiplied once and offered both ways. Of a batch
-  // that is too large to be packed at once, two shares at a time: the lists of the others are put aside.
+  // Every row against every row of the same batch, `share` rows at a time (own_batch.h).
   template <class Operand, class Scratch, class Sink>
   int64_t pass_symmetric(int* ids, int64_t share, Sink& sink) {
     Prepared prepared;
     prepare<Operand>(prepared);
-    const int64_t rows = x_.rows(), shares = (rows + share - 1) / share, sides = shares > 1 ? 2 : 1;
-    const int kept = this->kept();
-    Panels<T, Operand> panels(problem_.columns);
-    panels.reserve(sides * share / kPanel);
-    Candidates candidates;
-    candidates.start(sides * share, wanted_, Candidates::room_for(wanted_, 0), prepared.gamma, problem_.exact);
-    Buffer<SavedList> saved(shares > 1 ? rows : 0);
-    Buffer<float> saved_key(shares > 1 ? rows * kept : 0);
-    Buffer<int> saved_index(shares > 1 ? rows * kept : 0);
-    Buffer<uint8_t> failed(rows);
-    if (shares > 1)
-      for (int64_t i = 0; i < rows; ++i) saved[i] = SavedList{0, 0, 0};
-
-    const auto first = [&](int64_t s) { return s * share; };
-    const auto end = [&](int64_t s) { return std::min(rows, (s + 1) * share); };
-    const auto panel_count = [&](int64_t s) { return (end(s) - first(s) + kPanel - 1) / kPanel; };
-    // Share s goes to the lists and panels of one side, and from there back to those put aside.
-    const auto take_up = [&](int64_t s, int64_t side, bool begun) {
-      auto panel = [&](int64_t p) {
-        const int64_t from = first(s) + p * kPanel, list = side * share + p * kPanel;
-        const int count = int(std::min<int64_t>(kPanel, end(s) - from));
-        panels.pack(list / kPanel, x_, ids + from, count, centre_.get(), scale_, prepared.x.unit.get());
-        for (int lane = 0; lane < kPanel; ++lane) {
-          const int64_t i = from + lane;
-          candidates.close(list + lane);
-          if (lane >= count || !x_.finite(i)) continue;
-          candidates.open(list + lane, prepared.x.norm[i], prepared.x.residual[i], problem_.self.of(i));
-          if (begun) candidates.restore(list + lane, saved[i], saved_key.get() + i * kept, saved_index.get() + i * kept);
-        }
-      };
-      parallel(panel_count(s), panel, 0.25 * double(end(s) - first(s)) * double(problem_.columns));
-    };
-    const auto put_aside = [&](int64_t s, int64_t side) {
-      auto panel = [&](int64_t p) {
-        for (int64_t i = first(s) + p * kPanel; i < std::min(end(s), first(s) + (p + 1) * kPanel); ++i)
-          if (x_.finite(i))
-            saved[i] = candidates.save(side * share + i - first(s), prepared.x, kept, saved_key.get() + i * kept,
-                                       saved_index.get() + i * kept);
-      };
-      parallel(panel_count(s), panel);
-    };
-    // Panels are numbered as they lie; `a_row` and `b_row` lead from there to the rows of the batch.
-    const auto play = [&](const Tournament& tournament, int64_t a_row, int64_t b_row) {
-      auto match = [&](int64_t a_first, int64_t a_count, int64_t b_first, int64_t b_count, Buffer<float>& products) {
-        for (int64_t p = b_first; p < b_first + b_count; p += kPairPanels) {
-          if (control_.stopped()) return;
-          const int64_t width = std::min<int64_t>(kPairPanels, b_first + b_count - p), y_first = p * kPanel + b_row;
-          const int offered = int(std::min(width * kPanel, rows - y_first)), padded = int(width) * kPanel;
-          // A block meets itself in strips, each with the lanes from its own first on: the rest is symmetric.
-          const int64_t from = a_first == b_first ? p : a_first, lanes_used = a_first + a_count - from;
-          const int64_t own = a_first == b_first ? width : 0;  // panels of lanes that are these references
-          panels.multiply_panels(from, lanes_used, p, width, products.reserve(a_count * kPanel * padded));
-          candidates.offer_to_lanes(products.get(), lanes_used, offered, padded, from * kPanel, y_first, prepared.x);
-          candidates.offer_to_rows(products.get() + own * padded * kPanel, lanes_used - own, offered, padded, p * kPanel,
-                                   (from + own) * kPanel + a_row, prepared.x);
-        }
-      };
-      tournament.play(problem_.threads, control_, match);
-    };
-
-    for (int64_t a = 0; a < shares && !control_.stopped(); ++a) {
-      take_up(a, 0, a > 0);
-      play(Tournament(panel_count(a), kBlockPanels), first(a), first(a));
-      for (int64_t b = a + 1; b < shares && !control_.stopped(); ++b) {
-        take_up(b, 1, a > 0);
-        play(Tournament(panel_count(a), share / kPanel, panel_count(b), kBlockPanels), first(a), first(b) - share);
-        put_aside(b, 1);
-      }
-      auto finish_panel = [&](int64_t p) {
-        const int64_t from = first(a) + p * kPanel, to = std::min(end(a), from + kPanel);
-        finish<Scratch>(candidates, from - first(a), ids + from, int(to - from), prepared.x, failed.get() + from, sink);
-      };
-      parallel(panel_count(a), finish_panel);
-    }
-    return keep_failed(ids, failed.get(), rows);
+    Buffer<uint8_t> failed(x_.rows());
+    OwnBatch<T, Operand> batch(problem_, control_, x_, prepared.x, centre_.get(), scale_, prepared.gamma, wanted_, share);
+    batch.search([&](Candidates& candidates, int64_t list, int64_t row, int count) {
+      finish<Scratch>(candidates, list, ids + row, count, prepared.x, failed.get() + row, sink);
+    });
+    return keep_failed(ids, failed.get(), x_.rows());
   }
-
-  int kept() const { return 2 * wanted_ + 32; }  // entries of a list put aside: more are an overflow
 
   int one_sided_room() const { return Candidates::room_for(wanted_, std::min<int64_t>(y_rows() / 8, 2048)); }
 

@@ -1,4 +1,4 @@
-// Selection by counting: bisect for a value that k of n floats do not exceed. A round is a few vector instructions per vector of
+// Selection by counting: bisect for a value that k of n floats do not exceed. A round is a few instructions per vector of
 // entries, where quickselect mispredicts a branch or moves an entry for each; topk.h has the portable ones.
 #pragma once
 

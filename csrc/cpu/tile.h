@@ -119,7 +119,8 @@ class Panels {
 
   // The same with panels y_first.. (their kPanel lanes each are the rows).
   void multiply_panels(int64_t first, int64_t count, int64_t y_first, int64_t y_count, float* products) const {
-    multiply<kPanel>(first, count, int(y_count * kPanel), units_.get() + y_first * kPanel, products, 1, [&](int r, int64_t s) {
+    const float* y_units = units_.get() + y_first * kPanel;
+    multiply<kPanel>(first, count, int(y_count * kPanel), y_units, products, 1, [&](int r, int64_t s) {
       return packed_.get() + ((y_first + r / kPanel) * steps_ + s) * kPanel + r % kPanel;
     });
   }
