@@ -31,6 +31,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Nanoseconds = std::chrono::duration<double, std::nano>;
 
+constexpr std::chrono::hours kPatience{1};  // wait() itself would ask for a libstdc++ newer than other things here do
+
 constexpr double kSmallCall = 1e6;  // in nanoseconds, like all of these; to wake a whole team may take 100 us
 constexpr double kSmallLoop = 40e3;  // what it takes until one thread that slept is at work
 constexpr double kLateShare = 8;    // where threads were late, a call with them must be worth that much of the wait
@@ -110,7 +112,7 @@ class Team {
     const DefaultFloats floats;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      news_.wait(lock, [&] { return loop_ || over_; });
+      while (!loop_ && !over_) news_.wait_for(lock, kPatience);
       if (over_) return;
       Items& items = *loop_;
       ++items.helpers;
