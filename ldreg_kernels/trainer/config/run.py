@@ -15,28 +15,22 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from .base import ConfigError, Section
 
 RegulariserName = Literal["none", "ldreg", "ldreg-naive", "minlid"]
 Estimator = Literal["mom", "mom_amsaleg", "mle", "hill", "hill_unbiased", "mada"]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message has one line per wrong field."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which images, and how many of them are held out for evaluation."""
 
     dataset: Literal["digits"] = "digits"
     test_fraction: float = Field(0.25, gt=0, lt=1)
 
 
-class AugmentationConfig(_Section):
+class AugmentationConfig(Section):
     """Strengths of the random changes that make a view; see augmentation.py for the reasons."""
 
     degrees: float = Field(15.0, ge=0, le=180)
@@ -55,21 +49,21 @@ class AugmentationConfig(_Section):
         return self
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The backbone; width 64 is ResNet-18, a smaller width is a narrower copy of it."""
 
     name: Literal["resnet18"] = "resnet18"
     width: int = Field(64, ge=8, le=256)
 
 
-class ProjectorConfig(_Section):
+class ProjectorConfig(Section):
     """Widths of the SimCLR head."""
 
     hidden_dim: int = Field(512, ge=2)
     output_dim: int = Field(128, ge=2)
 
 
-class OptimiserConfig(_Section):
+class OptimiserConfig(Section):
     """The optimiser; the rate warms up linearly and then follows a cosine to 0, per step."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -79,7 +73,7 @@ class OptimiserConfig(_Section):
     warmup_epochs: int = Field(1, ge=0)
 
 
-class RegulariserConfig(_Section):
+class RegulariserConfig(Section):
     """The term beta * R that is added to the self-supervised loss.
 
     `ldreg` runs the fused op, `ldreg-naive` the reference (cdist, sort, autograd), `minlid` the fused op with
@@ -108,7 +102,7 @@ class RegulariserConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How frozen encoder features are judged."""
 
     every_epochs: int = Field(1, ge=1, description="spacing of the LID and effective rank measurements")
@@ -117,7 +111,7 @@ class EvaluationConfig(_Section):
     knn_temperature: float = Field(0.07, gt=0)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything that decides a training run. Two runs with equal configs on one CPU give equal numbers."""
 
     method: Literal["simclr"] = "simclr"

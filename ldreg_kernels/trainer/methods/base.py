@@ -1,0 +1,90 @@
+"""What the engine and a method say to each other: the time, a batch, what a step gives, and the hooks around it.
+
+A method owns its networks and its loss. It knows nothing of regularisers, optimisers, files or logs: it hands out the
+features that a regulariser acts on, and the engine adds the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..networks.encoder import Encoder
+
+
+class Time(NamedTuple):
+    """Where a run stands. Every schedule is a pure function of it, so there is no schedule to save."""
+
+    step: int  # optimiser steps finished
+    steps: int  # in the whole run
+    epoch: int  # from 0
+
+
+class Batch(NamedTuple):
+    """One step's images on the device."""
+
+    views: list[Tensor]  # [N, C, H, W] each; global crops first
+    labels: Tensor | None  # [N] int64; for evaluation only
+    index: Tensor  # [N] int64, place in the source
+
+
+class Output(NamedTuple):
+    """What a method's forward returns.
+
+    `features` are what a regulariser acts on: the encoder's outputs, never the projector's.
+    """
+
+    loss: Tensor  # [] float32, this process's mean
+    features: Tensor  # [Q, D] attached; of the global crops, view 1 stacked on view 2 (MAE: CLS after the norm, Q = N)
+    extra_references: Tensor | None = None  # [M, D] detached (BYOL: the momentum encoder's, of both views)
+    projections: Tensor | None = None  # [Q, P]
+    logs: Mapping[str, Tensor] = {}  # 0-d, detached
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share their rules; the optimiser splits off what gets no weight decay."""
+
+    parameters: Mapping[str, nn.Parameter]  # by their names in the method
+    lr_scale: float = 1.0
+    constant_lr: bool = False  # no warm-up, no cosine (SimSiam's predictor)
+
+
+class Method(nn.Module):
+    """A self-supervised method.
+
+    Attributes:
+        encoder: the online encoder; what is kept after training.
+        view_count: how many views of an image `forward` expects.
+    """
+
+    encoder: Encoder
+    view_count: int = 2
+
+    def forward(self, views: Sequence[Tensor], time: Time) -> Output:
+        """Loss and features of the views of N images; the one call that data-parallel hooks watch.
+
+        Args:
+            views: `view_count` tensors [N, C, H, W].
+            time: of this step.
+
+        Returns:
+            The output.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[Group]:
+        """Everything that is trained, in one group unless the method says otherwise."""
+        return [Group({name: p for name, p in self.named_parameters() if p.requires_grad})]
+
+    def before_step(self, time: Time) -> None:
+        """Before the forward pass."""
+
+    def after_backward(self, time: Time) -> None:
+        """Between the backward pass and the optimiser's step: gradients may be changed."""
+
+    def after_step(self, time: Time) -> None:
+        """After the optimiser's step: moving averages follow."""

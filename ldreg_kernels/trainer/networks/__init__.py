@@ -1,0 +1,1 @@
+"""Networks: encoders, heads, the MAE decoder, the momentum copy."""
