@@ -1,54 +1,39 @@
 """The training loop: one epoch that reads in a minute, and the few lines around it.
 
-    total loss = ssl loss + beta * R(encoder features of both views)
+    total loss = ssl loss + sum of beta_r R_r(encoder features)
 
-accelerate brings the device, mixed precision, data-parallel wrapping and state saving. The engine prints
-nothing and draws nothing: whoever wants to watch a run passes observers, functions that are handed every
-step.
+accelerate brings the device, mixed precision and wrapping. Everything random in a step is a function of (seed, step,
+rank), every schedule a function of the time, so a run has no state beside weights, optimiser and the number of steps.
+The engine prints nothing and draws nothing: whoever wants to watch a run passes observers.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from . import checkpoint
-from .augmentation import build_augmentation
-from .config import OptimiserConfig, TrainConfig
-from .data import ImageData, load_data, training_loader
-from .evaluation import Evaluation, Geometry, encode, evaluate, measure_geometry
-from .methods import SimCLR, build_method
-from .regulariser import Regulariser, build_regulariser
+from .config import ConfigError, TrainConfig
+from .data import ImageData, load_data
+from .data.loader import RawBatch, TrainingLoader, training_loader
+from .evaluation import Clean, Evaluation, Geometry, encode, evaluate, measure_geometry
+from .methods import Batch, Method, Time, build_method
+from .optim import build_optimiser, learning_rate, parameter_groups, set_learning_rate
+from .randomness import seeded
+from .regularisers import Regulariser, add_terms, build_regulariser
 from .run_folder import RunFolder
+from .step_log import NonFiniteLossError, Observer, Step, StepLog, Window
+from .views import DeviceViews, build_views
 
+__all__ = ["NonFiniteLossError", "Observer", "Step", "TrainingResult", "TrainingRun", "Window", "prepare", "train"]
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or Inf; the message says at which step."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What an observer is handed after every optimiser step."""
-
-    epoch: int
-    index: int  # counted over the whole run, from 0
-    steps: int  # in the whole run
-    numbers: dict[str, float]  # loss, ssl_loss, regulariser, lid, ...: see `_numbers`
-    features: Tensor  # [2N, D] encoder outputs that the regulariser saw, detached
-
-    def record(self) -> dict[str, Any]:
-        """The numbers with their place in the run, as one line of the log."""
-        return {"kind": "step", "step": self.index, "epoch": self.epoch, **self.numbers}
-
-
-Observer = Callable[[Step], None]
+_WEIGHTS, _STEP = 0, 1  # purposes of random numbers
 
 
 @dataclass
@@ -58,19 +43,21 @@ class TrainingRun:
     config: TrainConfig
     data: ImageData
     accelerator: Accelerator
-    method: SimCLR
+    method: Any  # a Method, in whatever accelerate wraps around it
     optimiser: Any
-    scheduler: Any
-    loader: Any
-    augment: Any
-    regulariser: Regulariser | None
+    learning_rate: Callable[[Time], float]
+    loader: TrainingLoader
+    views: DeviceViews
+    clean: Clean
+    regularisers: Sequence[Regulariser]
     progress: checkpoint.Progress = field(default_factory=checkpoint.Progress)
+    unreadable: set[str] = field(default_factory=set)  # images that could not be decoded so far
 
     @property
-    def encoder(self) -> torch.nn.Module:
-        """The online encoder, out of whatever accelerate wrapped around the method."""
-        encoder: torch.nn.Module = self.accelerator.unwrap_model(self.method).encoder
-        return encoder
+    def bare_method(self) -> Method:
+        """The method without what accelerate wraps around it."""
+        method: Method = self.accelerator.unwrap_model(self.method)
+        return method
 
     @property
     def steps(self) -> int:
@@ -83,138 +70,113 @@ class TrainingResult:
     """The curves and the final numbers of a finished run.
 
     Attributes:
-        steps: one dict per optimiser step.
-        geometries: one dict per evaluated epoch: effective rank and LID of held-out features.
+        steps: one record per optimiser step.
+        geometries: one record per evaluated epoch: effective rank and LID of held-out features.
         final: probe and k-NN accuracy and geometry of the finished encoder.
-        spectrum: [min(M, D)] covariance eigenvalues of the held-out features, largest first.
+        images_per_second: the median over the windows of the log; NaN if nothing was trained.
+        unreadable: names of images that could not be decoded.
     """
 
     steps: list[dict[str, Any]]
     geometries: list[dict[str, Any]]
     final: Evaluation
-    spectrum: list[float]
+    images_per_second: float
+    unreadable: list[str]
 
 
-def train_one_epoch(run: TrainingRun, epoch: int, observers: Sequence[Observer] = ()) -> None:
+def train_one_epoch(run: TrainingRun, epoch: int, log: StepLog) -> None:
     """One pass over the training images.
 
     Args:
         run: what to train; its weights change.
         epoch: index of this epoch, from 0.
-        observers: called after every step.
+        log: is given every step.
 
     Raises:
         NonFiniteLossError: the loss is NaN or Inf.
     """
     run.method.train()
-    # The order of the images depends on (seed, epoch) alone, so a resumed run sees the same.
-    run.loader.set_epoch(epoch)
-    beta = run.config.regulariser.weight if epoch >= run.config.regulariser.warmup_epochs else 0.0
-
-    for (images,) in run.loader:
-        view1, view2 = run.augment(images), run.augment(images)  # [N, C, H, W] each
-        ssl_loss, features = run.method(view1, view2)  # [], [2N, D]
-
-        if run.regulariser is None:
-            loss, value, stats = ssl_loss, None, None
-        else:
-            # During warm-up R is computed and logged, but neither it nor its gradient is added.
-            value, stats = run.regulariser(features if beta else features.detach())
-            loss = ssl_loss + beta * value if beta else ssl_loss
-
-        index = run.progress.step
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss.item()} in epoch {epoch}, step {index}")
-        learning_rate = run.scheduler.get_last_lr()[0]
-        run.accelerator.backward(loss)
+    method, accelerator = run.bare_method, run.accelerator
+    for raw in run.loader.epoch(epoch):
+        time = Time(run.progress.step, run.steps, epoch)
+        rate = set_learning_rate(run.optimiser, run.learning_rate, time)
+        method.before_step(time)
+        # Views, masks and dropout: the same at this step whatever came before, and others on every rank.
+        with seeded(accelerator.device, run.config.seed, _STEP, time.step, accelerator.process_index):
+            output = run.method(_on_device(run, raw).views, time)
+        total = add_terms(output, run.regularisers, time, measure=log.due(time))
+        accelerator.backward(total.loss)
+        method.after_backward(time)
         run.optimiser.step()
-        run.scheduler.step()
         run.optimiser.zero_grad()
-
+        method.after_step(time)
         run.progress.step += 1
-        numbers = _numbers(loss, ssl_loss, value, stats) | {"lr": learning_rate}
-        step = Step(epoch, index, run.steps, numbers, features.detach())
-        for observe in observers:
-            observe(step)
+        log.add(time, rate, output, total)
     run.progress.epoch = epoch + 1
 
 
-def _numbers(loss: Tensor, ssl_loss: Tensor, value: Tensor | None, stats: Any) -> dict[str, float]:
-    """What a step leaves in the log; `lid` is the geometric mean over the batch's usable rows."""
-    numbers = {"loss": loss.item(), "ssl_loss": ssl_loss.item()}
-    if value is not None:
-        usable = stats.lid[torch.isfinite(stats.lid) & (stats.lid > 0)]
-        numbers["regulariser"] = value.item()
-        numbers["lid"] = usable.log().mean().exp().item()
-        numbers["degenerate"] = int(stats.degenerate)
-    return numbers
+def _on_device(run: TrainingRun, raw: RawBatch) -> Batch:
+    for name in raw.unreadable:
+        if name not in run.unreadable:
+            run.unreadable.add(name)
+            warnings.warn(f"{name} cannot be decoded and was replaced by the image after it", stacklevel=2)
+    device = run.accelerator.device
+    images = [view.to(device, non_blocking=True) for view in raw.views]
+    return Batch(run.views(images), raw.labels, raw.index)
 
 
-def prepare(config: TrainConfig, regulariser: Regulariser | None = None) -> TrainingRun:
+def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = None) -> TrainingRun:
     """Build everything a run needs, seeded; nothing is trained yet.
 
     Args:
         config: the run.
-        regulariser: used in place of the configured one (a comparison hands in its own); None builds the
-            configured one.
+        regularisers: used in place of the configured ones (a comparison hands in its own).
 
     Returns:
         The run, on its device, at epoch 0.
 
     Raises:
-        ConfigError: the data are too few for the configuration.
-        NoBackendError: no backend here computes the regulariser.
+        ConfigError: the data do not fit the configuration, or there are several processes.
+        NoBackendError: no backend here computes a regulariser.
     """
-    set_seed(config.seed)
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision=config.precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+    _refuse_several_processes()
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    data = load_data(config.data)
+    views = build_views(config.augmentation, method=config.method.name, data=data)
+    loader = training_loader(
+        data.train, views.crops, batch_size=config.batch_size, seed=config.seed, workers=config.data.workers
     )
-    data = load_data(config.data, config.seed)
-    loader = training_loader(data, config.batch_size)
-    method = build_method(config, channels=data.train_images.shape[1])
-    optimiser = build_optimiser(config.optimiser, method)
-    # Lengths before `prepare`: accelerate steps the scheduler once per process for every global step.
-    scheduler = get_cosine_schedule_with_warmup(
-        optimiser, config.optimiser.warmup_epochs * len(loader), config.epochs * len(loader)
-    )
-    method, optimiser, scheduler, loader = accelerator.prepare(method, optimiser, scheduler, loader)
-    if regulariser is None:
-        regulariser = build_regulariser(config.regulariser, accelerator.device)
+    with seeded(accelerator.device, config.seed, _WEIGHTS):
+        method = build_method(config, channels=data.channels, image_size=views.image_size)
+    optimiser = build_optimiser(config.optimiser, parameter_groups(method.parameter_groups(), config.optimiser, method))
+    method, optimiser = accelerator.prepare(method, optimiser)
+    if regularisers is None:
+        regularisers = [build_regulariser(r, accelerator.device) for r in config.regularisers]
+    device_views = views.device.to(accelerator.device)
     run = TrainingRun(
         config=config,
         data=data,
         accelerator=accelerator,
         method=method,
         optimiser=optimiser,
-        scheduler=scheduler,
+        learning_rate=learning_rate(config.optimiser, config.batch_size, len(loader)),
         loader=loader,
-        augment=build_augmentation(config.augmentation).to(accelerator.device),
-        regulariser=regulariser,
+        views=device_views,
+        clean=Clean(views.clean_crop, device_views, accelerator.device, config.data.workers),
+        regularisers=regularisers,
     )
     accelerator.register_for_checkpointing(run.progress)
     return run
 
 
-def build_optimiser(config: OptimiserConfig, method: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameters; biases and normalisation scales get no weight decay.
-
-    Args:
-        config: name and rates.
-        method: whose parameters to train.
-
-    Returns:
-        The optimiser.
-    """
-    trained = [p for p in method.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
+def _refuse_several_processes() -> None:
+    # Before accelerate joins them: features and batch statistics are not gathered, and every process would write.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(
+            f"WORLD_SIZE: the trainer runs in one process for now, got {processes}: features are not gathered over "
+            "processes yet, and training on without would silently be another computation"
+        )
 
 
 def train(
@@ -222,7 +184,7 @@ def train(
     folder: RunFolder | None = None,
     *,
     observers: Sequence[Observer] = (),
-    regulariser: Regulariser | None = None,
+    regularisers: Sequence[Regulariser] | None = None,
     resume: bool = False,
 ) -> TrainingResult:
     """Train, measuring LID and effective rank of held-out features on the way, and evaluate at the end.
@@ -230,8 +192,8 @@ def train(
     Args:
         config: the run.
         folder: where the configuration, metrics, checkpoint and encoder go; None writes nothing.
-        observers: called after every step.
-        regulariser: used in place of the configured one.
+        observers: watch the run.
+        regularisers: used in place of the configured ones.
         resume: continue from the checkpoint in `folder`.
 
     Returns:
@@ -242,35 +204,77 @@ def train(
         ConfigError, NoBackendError: as `prepare`.
         FileNotFoundError: `resume` without a checkpoint.
     """
-    run = prepare(config, regulariser)
-    steps: list[dict[str, Any]] = []
-    geometries: list[dict[str, Any]] = []
+    run = prepare(config, regularisers)
+    recorder = Recorder(folder)
     if resume:
         if folder is None:
             raise ValueError("resume needs a run folder")
         checkpoint.restore(run.accelerator, folder.checkpoint)
-        steps, geometries = folder.rewind(run.progress.step)
+        recorder.steps, recorder.geometries = folder.rewind(run.progress.step)
 
-    def record(step: Step) -> None:
-        steps.append(step.record())
-        if folder is not None:
-            folder.log(steps[-1])
-
+    log = StepLog(config.log_every, config.batch_size, [recorder, *observers])
     for epoch in range(run.progress.epoch, config.epochs):
-        train_one_epoch(run, epoch, (record, *observers))
+        log.restart_clock()
+        train_one_epoch(run, epoch, log)
         if (epoch + 1) % config.evaluation.every_epochs == 0:
-            geometry = _held_out_geometry(run)
-            geometries.append({"kind": "geometry", "step": run.progress.step, "epoch": epoch, **geometry.numbers()})
-            if folder is not None:
-                folder.log(geometries[-1])
+            log.flush()  # records stay in the order of time
+            geometry = held_out_geometry(run)
+            recorder.add_geometry(run.progress.step, epoch, geometry)
         if folder is not None and _checkpoint_is_due(config, epoch):
+            log.flush()  # a checkpoint stands for steps that were found finite
             checkpoint.save(run.accelerator, folder.checkpoint)
 
-    final = evaluate(run.encoder, run.data, config.evaluation, run.accelerator.device)
-    if folder is not None and run.accelerator.is_main_process:
-        checkpoint.export_encoder(folder.encoder, run.encoder, config)
-        folder.finish(final.numbers(), final.spectrum)
-    return TrainingResult(steps, geometries, final, final.spectrum)
+    if folder is not None:
+        checkpoint.export_encoder(folder.encoder, run.bare_method.encoder, config, run.data, run.clean)
+    final = evaluate(run.bare_method.encoder, run.data, run.clean, config.evaluation)
+    unreadable = sorted(run.unreadable | set(final.unreadable))
+    if folder is not None:
+        folder.finish(
+            final.numbers() | {"images_per_second": recorder.images_per_second, "unreadable": unreadable},
+            final.spectrum,
+        )
+    return TrainingResult(recorder.steps, recorder.geometries, final, recorder.images_per_second, unreadable)
+
+
+class Recorder(Observer):
+    """Keeps the records of a run, and writes them into its folder.
+
+    Args:
+        folder: None keeps them in memory alone.
+    """
+
+    def __init__(self, folder: RunFolder | None = None) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.geometries: list[dict[str, Any]] = []
+        self._folder = folder
+        self._speeds: list[float] = []
+
+    @property
+    def images_per_second(self) -> float:
+        """The median over the windows."""
+        return float(torch.tensor(self._speeds).median()) if self._speeds else float("nan")
+
+    def window(self, window: Window) -> None:
+        """Keep a window's records."""
+        self._speeds.append(window.images_per_second)
+        for record in window.records:
+            self.steps.append(dict(record))
+            self._write(self.steps[-1])
+
+    def add_geometry(self, step: int, epoch: int, geometry: Geometry) -> None:
+        """Keep a measurement of held-out features.
+
+        Args:
+            step: optimiser steps before it.
+            epoch: the epoch that has ended.
+            geometry: the numbers.
+        """
+        self.geometries.append({"kind": "geometry", "step": step, "epoch": epoch, **geometry.numbers()})
+        self._write(self.geometries[-1])
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._folder is not None:
+            self._folder.log(record)
 
 
 def _checkpoint_is_due(config: TrainConfig, epoch: int) -> bool:
@@ -278,6 +282,14 @@ def _checkpoint_is_due(config: TrainConfig, epoch: int) -> bool:
     return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == config.epochs)
 
 
-def _held_out_geometry(run: TrainingRun) -> Geometry:
-    features = encode(run.encoder, run.data.test_images, run.accelerator.device)  # [M, D]
+def held_out_geometry(run: TrainingRun) -> Geometry:
+    """LID and effective rank of the held-out images' features.
+
+    Args:
+        run: in progress.
+
+    Returns:
+        The numbers.
+    """
+    features = encode(run.bare_method.encoder, run.data.test, run.clean).features  # [M, D]
     return measure_geometry(features, run.config.evaluation)

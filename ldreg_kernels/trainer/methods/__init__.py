@@ -1,5 +1,30 @@
-"""Self-supervised methods: modules whose forward takes two views and returns the loss and the features."""
+"""Self-supervised methods, one file each. `base.py` is the contract; `build_method` the one list of them."""
 
-from .simclr import MethodOutput, SimCLR, build_method
+from __future__ import annotations
 
-__all__ = ["MethodOutput", "SimCLR", "build_method"]
+from ..config import TrainConfig
+from ..networks import build_encoder
+from .base import Batch, Group, Method, Output, Time
+from .byol import BYOL
+from .mae import MAE
+from .simclr import SimCLR
+
+_METHODS = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
+
+__all__ = ["BYOL", "MAE", "Batch", "Group", "Method", "Output", "SimCLR", "Time", "build_method"]
+
+
+def build_method(config: TrainConfig, *, channels: int, image_size: int) -> Method:
+    """The method a configuration asks for, with fresh weights drawn from torch's global generator.
+
+    Args:
+        config: the run's configuration.
+        channels: of the images.
+        image_size: side of the views in pixels.
+
+    Returns:
+        The method.
+    """
+    encoder = build_encoder(config.encoder, channels=channels, image_size=image_size)
+    method: Method = _METHODS[config.method.name].build(config.method, encoder, channels)  # type: ignore[attr-defined]
+    return method

@@ -1,0 +1,209 @@
+"""Reading a configuration: a preset, a file and single settings, laid over each other and validated.
+
+    the method's defaults  <-  --preset NAME  <-  file (.json, .toml)  <-  --set section.field=value
+
+A preset is a TOML file beside this one. `presets/simclr.toml`, `byol.toml` and `mae.toml` hold what a method needs
+different from the defaults of the models; the others are recipes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .base import ConfigError
+from .renamed import refuse_old_names
+from .run import TrainConfig
+
+PRESETS = Path(__file__).parent / "presets"
+_METHODS = ("simclr", "byol", "mae")
+_UNIONS = ("method", "encoder")  # sections whose fields depend on their name
+
+
+def make_config(
+    values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, preset: str | None = None
+) -> TrainConfig:
+    """Validate nested values, laid over the method's defaults and under dotted overrides.
+
+    Args:
+        values: nested dict, as read from a file. `method` may be a plain name.
+        overrides: {"regularisers.0.weight": 0.1, ...}.
+        preset: name of a preset under `values`.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: one line per wrong field.
+    """
+    given = _over(read_preset(preset), values) if preset else copy.deepcopy(dict(values))
+    refuse_old_names(given, overrides or {})
+    overrides = {("method.name" if n == "method" and isinstance(v, str) else n): v for n, v in (overrides or {}).items()}
+    if isinstance(given.get("method"), str):
+        given["method"] = {"name": given["method"]}
+    if "method.name" in overrides:
+        _set(given, "method.name", overrides["method.name"])
+    section = given.get("method", {})
+    method = section.get("name", "simclr") if isinstance(section, dict) else None
+    merged = _over(read_preset(method), given) if method in _METHODS else given  # else validation says what is wrong
+    for name, value in overrides.items():
+        _set(merged, name, value)
+    try:
+        return TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_one_line_per_field(error)) from None
+
+
+def load_config(
+    path: Path | None, overrides: Mapping[str, Any] | None = None, *, preset: str | None = None
+) -> TrainConfig:
+    """Read a JSON or TOML configuration file; fields it leaves out keep their defaults.
+
+    Args:
+        path: a `.json` or `.toml` file, or None for the defaults.
+        overrides: dotted fields laid over the file.
+        preset: name of a preset under the file.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON or TOML, or holds a wrong field; the message names it.
+    """
+    return make_config(_read(path) if path else {}, overrides, preset=preset)
+
+
+def preset_names() -> list[str]:
+    """Every preset that ships with the package, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Args:
+        name: one of `preset_names()`.
+
+    Returns:
+        Nested settings.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"preset: must be one of {', '.join(preset_names())}, got {name!r}")
+    return _read(PRESETS / f"{name}.toml")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `epochs=3` into the dotted name and the JSON value, or the bare string where it is not JSON.
+
+    Args:
+        text: what the user typed.
+
+    Returns:
+        (name, value).
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"an override must look like regularisers.0.weight=0.1, got {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()
+
+
+def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` laid over `base`, section by section; a section with another name replaces the one below."""
+    merged = copy.deepcopy(dict(base))
+    for name, value in upper.items():
+        below = merged.get(name)
+        if isinstance(below, dict) and isinstance(value, Mapping) and _same_kind(name, below, value):
+            merged[name] = _over(below, value)
+        elif name == "method" and isinstance(below, dict) and value == below.get("name"):
+            continue  # a plain name
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _same_kind(section: str, below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return section not in _UNIONS or value.get("name", below.get("name")) == below.get("name")
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, leaf = dotted.split(".")
+    place: Any = values
+    for i, section in enumerate(sections):
+        where = ".".join(sections[: i + 1])
+        if isinstance(place, list):
+            place = _item(place, section, dotted, where)
+        else:
+            place = place.setdefault(section, {})
+        if not isinstance(place, (dict, list)):
+            raise ConfigError(f"{dotted}: {where} is not a section of the configuration")
+    if isinstance(place, list):
+        _item(place, leaf, dotted, dotted)
+        place[int(leaf)] = value
+        return
+    if leaf == "name" and len(sections) == 1 and sections[0] in _UNIONS and place.get("name", value) != value:
+        place.clear()  # the fields of another method, or of another encoder
+    place[leaf] = value
+
+
+def _item(values: list[Any], index: str, dotted: str, where: str) -> Any:
+    if not (index.isdigit() and int(index) < len(values)):
+        raise ConfigError(f"{dotted}: there is no {where}; the list has {len(values)} entries, counted from 0")
+    return values[int(index)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix not in {".json", ".toml"}:
+        raise ConfigError(f"{path}: the configuration must be a .json or .toml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else _parse_toml(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # both decoders' errors are ValueErrors, and both say line and column
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected an object of settings, got {type(values).__name__}")
+    return values
+
+
+def _parse_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    return tomllib.loads(text)
+
+
+def _one_line_per_field(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        # A member of a union adds its tag to the place: "method.simclr.temperature" is method.temperature.
+        place = list(item["loc"])
+        if len(place) > 1 and place[0] in _UNIONS:
+            del place[1]
+        name = ".".join(str(part) for part in place)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such setting"
+        if item["type"] == "union_tag_invalid":
+            name, message = f"{name}.name", f"must be one of {item['ctx']['expected_tags']}"
+            item["input"] = item["ctx"]["tag"]
+        got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+        lines.append(f"{name}: {message}{got}" if name else f"{message}{got}")
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""The regularisers as the engine sees them, and the one place where they are added to the loss.
+
+    total loss = ssl loss + sum_r beta_r R_r,     R = -mean ln LID (ldreg),  R = +mean ln LID (minlid)
+
+Three ways to compute the LID term: `ldreg` (fused), `ldreg-naive` (the reference: cdist, sort, autograd) and `minlid`
+(fused, to show what a falling LID does). The choice is a backend name handed to the op; no code here depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels.dispatch import backends
+from ..losses.ldreg import LDRegLoss
+from ..ops.ldreg import LDRegStats
+from .config import RegulariserConfig
+from .methods.base import Output, Time
+
+
+class NoBackendError(RuntimeError):
+    """No backend on this machine can compute what the configuration asks for; the message says why."""
+
+
+class Term(NamedTuple):
+    """What a regulariser gives for one step."""
+
+    value: Tensor  # [] R, without its weight
+    stats: LDRegStats | None = None
+
+
+class Regulariser(Protocol):
+    """A term of the loss: a function of a method's output, and a weight that may depend on the time.
+
+    Attributes:
+        ratio: None, or the share of the gradient at the features that sets the weight.
+    """
+
+    ratio: float | None
+
+    def __call__(self, output: Output, group: Any = None) -> Term:
+        """R of an output; `group` is the process group whose features are references too."""
+
+    def weight(self, time: Time) -> float:
+        """beta at a step; 0: computed and logged, but not added."""
+
+
+@dataclass(frozen=True)
+class LIDRegulariser:
+    """R of the encoder's features, among themselves and a method's extra references.
+
+    Attributes:
+        loss: the op as a module; its weight stays 1.
+        beta: the weight; unused where `ratio` is given.
+        ratio: share of the gradient, or None.
+        warmup_epochs: epochs at weight 0.
+    """
+
+    loss: LDRegLoss
+    beta: float
+    ratio: float | None = None
+    warmup_epochs: int = 0
+
+    def __call__(self, output: Output, group: Any = None) -> Term:
+        """R and the batch's LIDs of an output's features [Q, D]."""
+        if group is not None:
+            raise NotImplementedError("features of other processes are not gathered yet: group must be None")
+        return Term(self.loss(output.features, output.extra_references), self.loss.stats)
+
+    def weight(self, time: Time) -> float:
+        """beta after the warm-up, at once; 1 stands for "on" where a ratio sets it."""
+        on = time.epoch >= self.warmup_epochs
+        return (1.0 if self.ratio is not None else self.beta) if on else 0.0
+
+
+def build_regulariser(config: RegulariserConfig, device: torch.device) -> LIDRegulariser:
+    """The regulariser a configuration asks for.
+
+    Args:
+        config: name, k, form, estimator, backend, weight.
+        device: where the features will be.
+
+    Returns:
+        The regulariser.
+
+    Raises:
+        NoBackendError: the configured backend, or for `auto` every fused one, is unavailable on this device.
+    """
+    if config.name == "ldreg-naive":
+        backend = "reference"
+    else:
+        backend = fused_backend(device) if config.backend == "auto" else _available(config.backend)
+    loss = LDRegLoss(
+        config.k,
+        "min" if config.name == "minlid" else config.form,
+        estimator=config.estimator,
+        target=config.target,
+        backend=backend,
+    )
+    beta = 0.0 if isinstance(config.weight, str) else config.weight
+    return LIDRegulariser(loss, beta, config.ratio, config.warmup_epochs)
+
+
+def fused_backend(device: torch.device) -> str:
+    """The name of the fastest fused backend for a device.
+
+    `backend="auto"` of the op may take the reference where nothing else runs. Here that would be a silent
+    lie: a run called `ldreg` would be the naive one, and a comparison of the two would compare the reference
+    with itself.
+
+    Args:
+        device: where the features will be.
+
+    Returns:
+        "cuda" or "triton" for a GPU, "cpu" for a CPU.
+
+    Raises:
+        NoBackendError: none of them runs here; the message has each one's reason.
+    """
+    wanted = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
+    reasons = {name: backends().get(name, "unknown backend") for name in wanted}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise NoBackendError(f"no fused backend runs on {device.type} ({why}); use the regulariser ldreg-naive instead")
+
+
+def _available(backend: str) -> str:
+    reason = backends()[backend]
+    if reason is not None:
+        raise NoBackendError(f"regularisers.backend: {backend} is unavailable: {reason}")
+    return backend
+
+
+@dataclass
+class Total:
+    """The loss of a step and what went into it.
+
+    Attributes:
+        loss: [] to call backward on.
+        terms: one for each regulariser.
+        weights: beta of each, a number; a 0-d tensor, once backward has run, where a ratio sets it.
+        ratio: [] |sum beta dR/df| / |dL/df| at the features, once backward has run; None where it was not asked for.
+    """
+
+    loss: Tensor
+    terms: list[Term]
+    weights: list[float | Tensor]
+    ratio: Tensor | None = None
+
+
+def add_terms(output: Output, regularisers: Sequence[Regulariser], time: Time, *, measure: bool = False) -> Total:
+    """loss + sum of weight * value: the engine's one place.
+
+    A regulariser at weight 0 is computed on detached features: logged, without gradient. Where a ratio sets the weight,
+
+        beta = ratio |dL/df| / |dR/df|    (norms over all features of the batch)
+
+    and beta dR/df joins the gradient on its way back through the features, where dL/df is known; L is there all that
+    reaches them otherwise. No second backward pass, no synchronisation.
+
+    Args:
+        output: of the method.
+        regularisers: the list.
+        time: of this step.
+        measure: also measure the ratio of the gradients of the terms that have a number as weight (hooks, no
+            further pass).
+
+    Returns:
+        The total.
+    """
+    features = output.features
+    seen = output._replace(features=features.view_as(features)) if measure else output
+    total = Total(output.loss, [], [])
+    balanced: list[tuple[int, float, Tensor]] = []
+    added = False
+    for regulariser in regularisers:
+        weight = regulariser.weight(time)
+        if weight and regulariser.ratio is not None:
+            leaf = features.detach().requires_grad_()
+            term = regulariser(output._replace(features=leaf))
+            balanced.append((len(total.terms), regulariser.ratio, torch.autograd.grad(term.value, leaf)[0]))
+        elif weight:
+            term = regulariser(seen)
+            total.loss = total.loss + weight * term.value
+            added = True
+        else:
+            term = regulariser(output._replace(features=features.detach()))
+        total.terms.append(Term(term.value.detach(), term.stats))
+        total.weights.append(weight)
+    if balanced:
+        features.register_hook(_balance(total, balanced))
+    elif measure and added:
+        _measure(total, seen.features, features)
+    return total
+
+
+def _balance(total: Total, terms: Sequence[tuple[int, float, Tensor]]) -> Callable[[Tensor], Tensor]:
+    def add(gradient: Tensor) -> Tensor:
+        size, changed = gradient.norm(), gradient
+        for place, ratio, own in terms:
+            norm = own.norm()
+            beta = torch.where(norm > 0, ratio * size / norm, torch.zeros_like(norm))
+            total.weights[place] = beta
+            changed = changed + beta * own
+        total.ratio = (changed - gradient).norm() / size
+        return changed
+
+    return add
+
+
+def _measure(total: Total, branch: Tensor, features: Tensor) -> None:
+    """Hooks that leave |gradient of the terms| / |the rest| in `total`: the branch's gradient arrives first."""
+    own: list[Tensor] = []
+
+    def keep(gradient: Tensor) -> None:
+        own.append(gradient.detach())
+
+    def compare(gradient: Tensor) -> None:
+        total.ratio = own[0].norm() / (gradient - own[0]).norm()
+
+    branch.register_hook(keep)
+    features.register_hook(compare)
