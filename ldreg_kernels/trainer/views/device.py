@@ -1,42 +1,130 @@
-"""Random views of 8 x 8 digits, as one batched kornia pipeline that runs on the device of the images.
+"""What happens to a batch on the device of the images: colours, blur, warps and noise with kornia, then normalisation.
 
-SimCLR's ImageNet recipe (crop, flip, colour jitter, grey, blur) does not carry over, and each departure has a
-reason:
+The order is torchvision's in the methods' repositories: jitter, grey, blur, solarise; for handwriting: warp, contrast,
+brightness, noise. Everything is drawn per image from torch's global generator, so a seed fixes the views. kornia draws
+its parameters on the CPU and its noise too, so they are the same on every device. With one exception nothing is shared
+in a batch: the jitter's order of its four steps is drawn once per batch (torchvision draws it per image).
 
-- no flips: handedness is part of a digit (a mirrored 2 is not a digit, a 6 upside down is a 9), so a flip
-  would ask the encoder to ignore what tells classes apart;
-- zoom, shift, rotation and shear come from *one* affine warp instead of crop, resize, rotate: every
-  resampling blurs, and strokes here are one or two pixels wide. Outside the image there is paper, so padding
-  is zeros;
-- no blur, for the same reason; no hue, saturation or grey, because there is one channel;
-- brightness, contrast and a little noise: without them, the total amount of ink would identify an image, the
-  shortcut that colour jitter closes on photographs.
+An operation with p < 1 computes the whole batch and selects with `where`: no masks are indexed, and the device is not
+waited for. Its results are clamped to [0, 1] after every step but the noise. One channel has no hue, saturation or
+grey: these are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
 
-from .config import AugmentationConfig
+from .recipes import ViewSpec
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def build_augmentation(config: AugmentationConfig) -> K.AugmentationSequential:
-    """A module that draws one random view per image: [N, 1, H, W] in [0, 1] -> the same shape, in [0, 1] plus
-    noise.
-
-    Every image gets its own parameters, drawn from torch's global generator, so a seed fixes the views.
+class DeviceViews(nn.Module):
+    """Views as the workers cut them, uint8, to views as an encoder takes them, float32.
 
     Args:
-        config: strengths.
-
-    Returns:
-        The pipeline; call it once per view.
+        specs: one per view.
+        channels: 1 or 3.
+        size: side of the views in pixels; the blur's kernel is a tenth of it.
+        normalise: "imagenet" subtracts ImageNet's mean and divides by its deviation, per channel; with one channel, the
+            mean over the three. "none" leaves [0, 1].
     """
-    c = config
-    return K.AugmentationSequential(
-        K.RandomAffine(c.degrees, (c.translate, c.translate), c.scale, c.shear, p=1.0),
-        K.RandomContrast((1 - c.contrast, 1 + c.contrast), p=0.8),
-        K.RandomBrightness((1 - c.brightness, 1 + c.brightness), p=0.8),
-        K.RandomGaussianNoise(std=c.noise_std, p=1.0),
-        data_keys=["input"],
-    )
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        specs: Sequence[ViewSpec],
+        *,
+        channels: int,
+        size: int,
+        normalise: Literal["none", "imagenet"] = "none",
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        self.channels = channels
+        self.pipelines = nn.ModuleList(_pipeline(spec, channels, size) for spec in specs)
+        self.normalise = normalise
+        mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+        if channels == 1:
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Draw the device part of every view.
+
+        Args:
+            views: one uint8 [N, C, H, W] per spec.
+
+        Returns:
+            One float32 [N, C, H, W] per view.
+
+        Raises:
+            ValueError: the number of views, the dtype or the channels are not what the module was built for.
+        """
+        if len(views) != len(self.pipelines):
+            raise ValueError(f"views must have {len(self.pipelines)} entries, got {len(views)}")
+        return [
+            self._normalised(pipeline(self._scaled(view))) for pipeline, view in zip(self.pipelines, views, strict=True)
+        ]
+
+    @torch.no_grad()
+    def clean(self, images: Tensor) -> Tensor:
+        """Images for evaluation: the same scale and normalisation, nothing drawn.
+
+        Args:
+            images: uint8 [N, C, H, W].
+
+        Returns:
+            float32 [N, C, H, W].
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        return self._normalised(self._scaled(images))
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"images must be uint8 of shape [N, {self.channels}, H, W], got {images.dtype} {list(images.shape)}"
+            )
+        return images.float() / 255
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images if self.normalise == "none" else (images - self.mean) / self.std
+
+
+def _pipeline(spec: ViewSpec, channels: int, size: int) -> nn.Sequential:
+    colour = channels == 3
+    steps: list[nn.Module] = []
+    if spec.affine is not None:
+        a = spec.affine
+        steps.append(K.RandomAffine(a.degrees, (a.translate, a.translate), a.scale, a.shear, p=1.0))
+    if spec.jitter_p:
+        saturation, hue = (spec.saturation, spec.hue) if colour else (0.0, 0.0)
+        steps.append(K.ColorJitter(spec.brightness, spec.contrast, saturation, hue, p=spec.jitter_p))
+    if spec.grey_p and colour:
+        steps.append(K.RandomGrayscale(p=spec.grey_p))
+    if spec.blur_p:
+        kernel = max(3, size // 10 | 1)  # odd; 23 of 224 pixels
+        steps.append(K.RandomGaussianBlur((kernel, kernel), spec.blur_sigma, p=spec.blur_p))
+    if spec.solarise_p:
+        # kornia's defaults draw both at random.
+        steps.append(K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=spec.solarise_p))
+    if spec.ink is not None:
+        ink = spec.ink
+        steps.append(K.RandomContrast((1 - ink.contrast, 1 + ink.contrast), p=ink.p))
+        steps.append(K.RandomBrightness((1 - ink.brightness, 1 + ink.brightness), p=ink.p))
+    if spec.noise_std:
+        steps.append(K.RandomGaussianNoise(std=spec.noise_std, p=1.0))
+    return nn.Sequential(*steps)
