@@ -23,8 +23,8 @@ from .config import ConfigError, TrainConfig
 from .data import ImageData, load_data
 from .data.loader import RawBatch, TrainingLoader, training_loader
 from .evaluation import Clean, Evaluation, Geometry, encode, evaluate, measure_geometry
-from .methods import Batch, Method, Time, build_method
-from .optim import build_optimiser, learning_rate, parameter_groups, set_learning_rate
+from .methods import VIEWS_PER_IMAGE, Batch, Method, Time, build_method
+from .optim import build_optimiser, learning_rate, set_learning_rate
 from .randomness import seeded
 from .regularisers import Regulariser, add_terms, build_regulariser
 from .run_folder import RunFolder
@@ -142,13 +142,15 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
     _refuse_several_processes()
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     data = load_data(config.data)
-    views = build_views(config.augmentation, method=config.method.name, data=data)
+    views = build_views(
+        config.augmentation, method=config.method.name, view_count=VIEWS_PER_IMAGE[config.method.name], data=data
+    )
     loader = training_loader(
         data.train, views.crops, batch_size=config.batch_size, seed=config.seed, workers=config.data.workers
     )
     with seeded(accelerator.device, config.seed, _WEIGHTS):
         method = build_method(config, channels=data.channels, image_size=views.image_size)
-    optimiser = build_optimiser(config.optimiser, parameter_groups(method.parameter_groups(), config.optimiser, method))
+    optimiser = build_optimiser(config.optimiser, method.parameter_groups(), method)
     method, optimiser = accelerator.prepare(method, optimiser)
     if regularisers is None:
         regularisers = [build_regulariser(r, accelerator.device) for r in config.regularisers]

@@ -9,9 +9,10 @@ from .byol import BYOL
 from .mae import MAE
 from .simclr import SimCLR
 
-_METHODS = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
+_METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
+VIEWS_PER_IMAGE = {name: method.view_count for name, method in _METHODS.items()}
 
-__all__ = ["BYOL", "MAE", "Batch", "Group", "Method", "Output", "SimCLR", "Time", "build_method"]
+__all__ = ["BYOL", "MAE", "VIEWS_PER_IMAGE", "Batch", "Group", "Method", "Output", "SimCLR", "Time", "build_method"]
 
 
 def build_method(config: TrainConfig, *, channels: int, image_size: int) -> Method:
@@ -26,5 +27,4 @@ def build_method(config: TrainConfig, *, channels: int, image_size: int) -> Meth
         The method.
     """
     encoder = build_encoder(config.encoder, channels=channels, image_size=image_size)
-    method: Method = _METHODS[config.method.name].build(config.method, encoder, channels)  # type: ignore[attr-defined]
-    return method
+    return _METHODS[config.method.name].build(config.method, encoder, channels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -63,6 +63,20 @@ class Method(nn.Module):
 
     encoder: Encoder
     view_count: int = 2
+
+    @classmethod
+    def build(cls, config: Any, encoder: Encoder, channels: int) -> Method:
+        """The method a configuration asks for; fresh weights from torch's global generator.
+
+        Args:
+            config: the method's own settings.
+            encoder: the encoder.
+            channels: of the images.
+
+        Returns:
+            The method.
+        """
+        raise NotImplementedError
 
     def forward(self, views: Sequence[Tensor], time: Time) -> Output:
         """Loss and features of the views of N images; the one call that data-parallel hooks watch.

@@ -50,16 +50,7 @@ class BYOL(Method):
 
     @classmethod
     def build(cls, config: BYOLConfig, encoder: Encoder, channels: int) -> BYOL:
-        """The method a configuration asks for; fresh weights from torch's global generator.
-
-        Args:
-            config: settings.
-            encoder: the encoder.
-            channels: of the images.
-
-        Returns:
-            The method.
-        """
+        """BYOL with the heads that a configuration asks for."""
         projector = byol_projector(encoder.output_dim, config.projector.hidden_dim, config.projector.output_dim)
         predictor = byol_predictor(config.projector.output_dim, config.predictor.hidden_dim)
         return cls(encoder, projector, predictor, config.ema_momentum)

@@ -45,16 +45,7 @@ class MAE(Method):
 
     @classmethod
     def build(cls, config: MAEConfig, encoder: Encoder, channels: int) -> MAE:
-        """The method a configuration asks for; fresh weights from torch's global generator.
-
-        Args:
-            config: settings.
-            encoder: the encoder, a ViT.
-            channels: of the images.
-
-        Returns:
-            The method.
-        """
+        """MAE with the heads that a configuration asks for."""
         if not isinstance(encoder, ViTEncoder):
             raise TypeError(f"encoder must be a ViTEncoder for MAE, got {type(encoder).__name__}")
         pixels = channels * encoder.patch_size**2

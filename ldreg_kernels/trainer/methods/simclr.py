@@ -36,16 +36,7 @@ class SimCLR(Method):
 
     @classmethod
     def build(cls, config: SimCLRConfig, encoder: Encoder, channels: int) -> SimCLR:
-        """The method a configuration asks for; fresh weights from torch's global generator.
-
-        Args:
-            config: settings.
-            encoder: the encoder.
-            channels: of the images.
-
-        Returns:
-            The method.
-        """
+        """SimCLR with the heads that a configuration asks for."""
         p = config.projector
         projector = simclr_projector(
             encoder.output_dim, p.hidden_dim, p.output_dim, layers=p.layers, hidden_bias=p.hidden_bias
