@@ -120,7 +120,7 @@ class Encoder(nn.Module):
 
 
 def projector(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-    """SimCLR's head, layer for layer `ldreg_kernels.trainer.heads.simclr_projector` (a test compares them).
+    """SimCLR's head, layer for layer `ldreg_kernels.trainer.networks.heads.simclr_projector` (a test compares them).
 
     Importing that one asks for everything the trainer needs, which a machine that only measures may lack.
     """

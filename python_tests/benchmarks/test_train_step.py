@@ -192,7 +192,7 @@ def test_the_regulariser_reaches_the_weights():
 
 def test_projector_is_the_trainers():
     heads = pytest.importorskip(
-        "ldreg_kernels.trainer.heads", reason="the trainer needs the whole extra [train]", exc_type=ImportError
+        "ldreg_kernels.trainer.networks.heads", reason="the trainer needs the whole extra [train]", exc_type=ImportError
     )
     ours, theirs = simclr_step.projector(6, 5, 4), heads.simclr_projector(6, 5, 4)
     assert str(ours) == str(theirs)

@@ -1,45 +1,58 @@
-"""Encoders: images in, one feature row per image out. The networks are transformers' own, without downloaded
-weights.
+"""ResNet-18 and ResNet-50: transformers' networks without downloaded weights, with our own stem and initialisation.
 
-ResNet-18 gets the small-image stem that SimCLR uses for CIFAR (Chen et al. 2020, appendix B.9): a 3 x 3
-convolution with stride 1 and no max-pooling. The ImageNet stem would leave one pixel of an 8 x 8 image before
-the first block.
+The small-image stem is the one that SimCLR uses for CIFAR (Chen et al. 2020, appendix B.9): a 3 x 3 convolution with
+stride 1 and no max-pooling. The ImageNet stem would leave one pixel of an 8 x 8 image before the first block. In
+ResNet-50 the stride sits in the 3 x 3 convolution of a block, as in torchvision. networks/export.py gives its weights
+torchvision's names.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel
+from transformers import ResNetConfig as ResNetSettings
+from transformers import ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
-from .config import EncoderConfig
+from ..config.networks import ResNetConfig
+from .conv import initialise_convolutions
+from .encoder import Encoder
+
+# name: (transformers' kind of block, blocks in each stage, width of a block's output over that of its inside)
+_KINDS = {"resnet18": ("basic", [2, 2, 2, 2], 1), "resnet50": ("bottleneck", [3, 4, 6, 3], 4)}
 
 
-class ResNetEncoder(nn.Module):
-    """A ResNet up to its global average pooling: [N, C, H, W] -> [N, 8 * width].
+class ResNetEncoder(Encoder):
+    """A ResNet up to its global average pooling: [N, C, H, W] -> [N, 8 * width], for ResNet-50 [N, 32 * width].
 
     Args:
         channels: C.
-        width: channels of the first stage; 64 is ResNet-18.
+        config: which ResNet, its width, stem and initialisation.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, config: ResNetConfig) -> None:
         super().__init__()
-        config = ResNetConfig(
-            num_channels=channels,
-            embedding_size=width,
-            hidden_sizes=[width, 2 * width, 4 * width, 8 * width],
-            depths=[2, 2, 2, 2],
-            layer_type="basic",
+        block, depths, expansion = _KINDS[config.name]
+        widths = [expansion * config.width * 2**stage for stage in range(4)]
+        self.network = ResNetModel(
+            ResNetSettings(
+                num_channels=channels,
+                embedding_size=config.width,
+                hidden_sizes=widths,
+                depths=depths,
+                layer_type=block,
+                downsample_in_bottleneck=False,
+            )
         )
-        self.network = ResNetModel(config)
-        # The model's own initialisation must run on the new layer, or the stem would have torch's default and
-        # not He's.
-        stem = ResNetConvLayer(channels, width, kernel_size=3, stride=1, activation=config.hidden_act)
-        stem.apply(self.network._init_weights)
-        self.network.embedder.embedder = stem
-        self.network.embedder.pooler = nn.Identity()
-        self.output_dim = 8 * width
+        if config.stem == "small":
+            stem = self.network.embedder
+            stem.embedder = ResNetConvLayer(channels, config.width, kernel_size=3, stride=1)
+            stem.pooler = nn.Identity()
+        self.output_dim = widths[-1]
+        initialise_convolutions(self)
+        if config.zero_init:
+            for stage in self.network.encoder.stages:
+                for residual in stage.layers:
+                    nn.init.zeros_(residual.layer[-1].normalization.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of a batch.
@@ -53,15 +66,10 @@ class ResNetEncoder(nn.Module):
         features: Tensor = self.network(images).pooler_output  # [N, D, 1, 1]
         return features.flatten(1)  # [N, D]
 
-
-def build_encoder(config: EncoderConfig, channels: int) -> ResNetEncoder:
-    """The encoder a configuration asks for.
-
-    Args:
-        config: name and width.
-        channels: channels of the images.
-
-    Returns:
-        A freshly initialised encoder with an attribute `output_dim`.
-    """
-    return ResNetEncoder(channels, config.width)
+    def hidden(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps after each of the four stages, averaged over positions; see the base class."""
+        maps, pooled = self.network.embedder(images), {}
+        for number, stage in enumerate(self.network.encoder.stages, 1):
+            maps = stage(maps)
+            pooled[f"stage{number}"] = self.network.pooler(maps).flatten(1)
+        return pooled
