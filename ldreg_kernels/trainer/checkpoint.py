@@ -1,7 +1,7 @@
 """Checkpoints: accelerate's state for resuming, and the bare encoder as safetensors for everyone else.
 
-A checkpoint holds weights, optimiser, scheduler, gradient scaler, random generators and how far the run has
-come, all at the end of an epoch. It is written beside the old one and then swapped in, so that an
+A checkpoint holds weights, optimiser, gradient scaler and how far the run has come, all at the end of an epoch; rates
+and random numbers are functions of that. It is written beside the old one and then swapped in, so that an
 interruption leaves a whole checkpoint.
 """
 
@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .backbones import build_encoder
 from .config import TrainConfig, make_config
+from .networks.encoder import Encoder, build_encoder
 
 
 @dataclass
@@ -70,20 +70,22 @@ def restore(accelerator: Accelerator, folder: Path) -> None:
     accelerator.load_state(str(folder))
 
 
-def export_encoder(path: Path, encoder: nn.Module, config: TrainConfig) -> None:
-    """Write the encoder's weights alone, with the configuration in the file's metadata.
+def export_encoder(path: Path, encoder: nn.Module, config: TrainConfig, *, channels: int, image_size: int) -> None:
+    """Write the encoder's weights alone, with what it takes to build it again in the file's metadata.
 
     Args:
         path: a `.safetensors` file.
         encoder: the trained encoder; its head and the optimiser are left out.
         config: the run's configuration.
+        channels: of the images.
+        image_size: side of the views in pixels.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    channels = next(t.shape[1] for t in tensors.values() if t.ndim == 4)  # the first convolution's input
-    save_file(tensors, str(path), metadata={"config": config.model_dump_json(), "channels": str(channels)})
+    metadata = {"config": config.model_dump_json(), "channels": str(channels), "image_size": str(image_size)}
+    save_file(tensors, str(path), metadata=metadata)
 
 
-def load_encoder(path: Path) -> nn.Module:
+def load_encoder(path: Path) -> Encoder:
     """Rebuild an encoder from `export_encoder`'s file.
 
     Args:
@@ -95,6 +97,8 @@ def load_encoder(path: Path) -> nn.Module:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
     config = make_config(json.loads(metadata["config"]))
-    encoder = build_encoder(config.encoder, int(metadata["channels"]))
+    encoder = build_encoder(
+        config.encoder, channels=int(metadata["channels"]), image_size=int(metadata["image_size"])
+    )
     encoder.load_state_dict(load_file(str(path)))
     return encoder.eval()

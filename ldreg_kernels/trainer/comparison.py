@@ -1,7 +1,8 @@
-"""The regulariser and its gradient, computed both ways on the same features.
+"""The regulariser and its gradient, computed both ways on the same output of a method.
 
 The fused op works on the features as they are; the naive reference works on the same numbers in float64,
-where its own rounding is out of the picture. Two measures come out, each relative:
+where its own rounding is out of the picture. Both get the method's extra references. Two measures come out, each
+relative:
 
     value      |R - R64| / max(1, |R64|)
     gradient   ||G - G64||_F / ||G64||_F   over the judged rows
@@ -16,13 +17,18 @@ comparison that judges nothing proves nothing.
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .regulariser import Regulariser
+from .methods.base import Output
+from .regularisers import Regulariser
+from .step_log import Observer, Step
 
 
 @dataclass(frozen=True)
@@ -57,63 +63,119 @@ class StepComparison:
 
 
 def compare(
-    step: int, features: Tensor, naive: Regulariser, fused: Regulariser, *, k: int, gap: float
+    step: int, output: Output, naive: Regulariser, fused: Regulariser, *, k: int, gap: float
 ) -> StepComparison:
-    """Compute the regulariser and its gradient both ways on the same features.
+    """Compute the regulariser and its gradient both ways on the same output.
 
     Args:
         step: index of the step, kept for the record.
-        features: [B, D]; not changed, no gradient reaches it.
-        naive: the reference; is handed the features in float64.
-        fused: what is under test; is handed the features as they are.
+        output: of a method; features [Q, D] and extra references [M, D] or None. No gradient reaches it.
+        naive: the reference; is handed the numbers in float64.
+        fused: what is under test; is handed the numbers as they are.
         k: neighbours.
         gap: relative distance between the k-th neighbour and those beside it below which a row is not judged.
 
     Returns:
         The differences.
     """
-    truth, expected, degenerate_naive = _value_and_gradient(naive, features.double())  # G64 [B, D]
-    value, gradient, degenerate_fused = _value_and_gradient(fused, features)  # G [B, D]
-    judged = relative_gap(features, k) > gap  # [B]
-    difference = (gradient.double() - expected)[judged].norm(dim=1)  # [B']
-    size = expected[judged].norm(dim=1)  # [B']
+    extra = output.extra_references
+    wide = output._replace(
+        features=output.features.double(), extra_references=None if extra is None else extra.double()
+    )
+    truth, expected, degenerate_naive = _value_and_gradient(naive, wide)  # G64 [Q, D]
+    value, gradient, degenerate_fused = _value_and_gradient(fused, output)  # G [Q, D]
+    judged = relative_gap(output.features, extra, k) > gap  # [Q]
+    difference = (gradient.double() - expected)[judged].norm(dim=1)  # [Q']
+    size = expected[judged].norm(dim=1)  # [Q']
     return StepComparison(
         step=step,
         value=truth,
         value_difference=abs(value - truth) / max(1.0, abs(truth)),
         gradient_difference=_ratio(difference.norm(), size.norm()),
         worst_row=float(torch.where(difference == 0, difference, difference / size).max()) if judged.any() else 0.0,
-        rows=len(features),
+        rows=len(output.features),
         unjudged=int((~judged).sum()),
         degenerate_naive=degenerate_naive,
         degenerate_fused=degenerate_fused,
     )
 
 
-def relative_gap(features: Tensor, k: int) -> Tensor:
+def relative_gap(features: Tensor, extra_references: Tensor | None, k: int) -> Tensor:
     """min(d_(k+1) - d_k, d_k - d_(k-1)) / d_k of every row, in float64, from plain differences.
 
     Args:
-        features: [B, D].
-        k: neighbours, self not counted, 2 <= k <= B - 1.
+        features: [Q, D].
+        extra_references: [M, D] searched beside the features, or None.
+        k: neighbours, self not counted, 2 <= k <= Q + M - 1.
 
     Returns:
-        [B] float64; NaN where d_k = 0.
+        [Q] float64; NaN where d_k = 0.
     """
     x = features.double()
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # [B, B]
+    y = x if extra_references is None else torch.cat([x, extra_references.double()])
+    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # [Q, Q + M]
     distances.fill_diagonal_(-1.0)  # the row itself, always first
-    nearest = distances.topk(min(k + 2, len(x)), largest=False, sorted=True).values  # [B, <= k + 2]
-    around = nearest[:, k - 1 :].diff(dim=1)  # [B, 2], or [B, 1] where there is no (k+1)-th neighbour
+    nearest = distances.topk(min(k + 2, len(y)), largest=False, sorted=True).values  # [Q, <= k + 2]
+    around = nearest[:, k - 1 :].diff(dim=1)  # [Q, 2], or [Q, 1] where there is no (k+1)-th neighbour
     return around.amin(1) / nearest[:, k]
 
 
-def _value_and_gradient(regulariser: Regulariser, features: Tensor) -> tuple[float, Tensor, int]:
-    leaf = features.detach().clone().requires_grad_()
-    value, stats = regulariser(leaf)
+class RegulariserClock(Observer):
+    """Times several ways to compute a regulariser, in turn, on the outputs of the same steps.
+
+    In turn, so that a machine that is slow for a while is slow for all of them.
+
+    Args:
+        computations: by name, each from an output to a scalar.
+    """
+
+    def __init__(self, computations: Mapping[str, Callable[[Output], Tensor]]) -> None:
+        self._computations = computations
+        self._samples: dict[str, list[float]] = {name: [] for name in computations}
+
+    def step(self, step: Step) -> None:
+        """Time each once."""
+        for name, compute in self._computations.items():
+            self._samples[name].append(milliseconds(compute, step.output))
+
+    def medians(self) -> dict[str, float]:
+        """Median milliseconds by name; a median, because the first calls are cold."""
+        return {name: statistics.median(samples) for name, samples in self._samples.items()}
+
+
+def milliseconds(compute: Callable[[Output], Tensor], output: Output) -> float:
+    """Wall time of one forward and backward of a regulariser alone.
+
+    Inside a training step the backward of the regulariser is interleaved with that of the network by
+    autograd, so it cannot be timed there. The features are detached first, which leaves exactly the
+    regulariser's own work.
+
+    Args:
+        compute: what to time, from an output to a scalar.
+        output: of a method.
+
+    Returns:
+        Milliseconds.
+    """
+    leaf = output.features.detach().clone().requires_grad_()
+    _synchronise(leaf.device)
+    start = time.perf_counter()
+    compute(output._replace(features=leaf)).backward()
+    _synchronise(leaf.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _value_and_gradient(regulariser: Regulariser, output: Output) -> tuple[float, Tensor, int]:
+    leaf = output.features.detach().clone().requires_grad_()
+    value, stats = regulariser(output._replace(features=leaf))
     value.backward()
     assert leaf.grad is not None  # for the type checker: backward has just filled it
-    return value.item(), leaf.grad, int(stats.degenerate) if stats.degenerate is not None else 0
+    return value.item(), leaf.grad, int(stats.degenerate) if stats is not None else 0
 
 
 def _ratio(difference: Tensor, size: Tensor) -> float:

@@ -48,6 +48,7 @@ class TrainingRun:
     learning_rate: Callable[[Time], float]
     loader: TrainingLoader
     views: DeviceViews
+    image_size: int  # side of the views in pixels
     clean: Clean
     regularisers: Sequence[Regulariser]
     progress: checkpoint.Progress = field(default_factory=checkpoint.Progress)
@@ -96,6 +97,7 @@ def train_one_epoch(run: TrainingRun, epoch: int, log: StepLog) -> None:
         NonFiniteLossError: the loss is NaN or Inf.
     """
     run.method.train()
+    log.restart_clock()
     method, accelerator = run.bare_method, run.accelerator
     for raw in run.loader.epoch(epoch):
         time = Time(run.progress.step, run.steps, epoch)
@@ -164,6 +166,7 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
         learning_rate=learning_rate(config.optimiser, config.batch_size, len(loader)),
         loader=loader,
         views=device_views,
+        image_size=views.image_size,
         clean=Clean(views.clean_crop, device_views, accelerator.device, config.data.workers),
         regularisers=regularisers,
     )
@@ -214,20 +217,18 @@ def train(
         checkpoint.restore(run.accelerator, folder.checkpoint)
         recorder.steps, recorder.geometries = folder.rewind(run.progress.step)
 
-    log = StepLog(config.log_every, config.batch_size, [recorder, *observers])
+    log = step_log(run, [recorder, *observers])
     for epoch in range(run.progress.epoch, config.epochs):
-        log.restart_clock()
         train_one_epoch(run, epoch, log)
         if (epoch + 1) % config.evaluation.every_epochs == 0:
-            log.flush()  # records stay in the order of time
-            geometry = held_out_geometry(run)
-            recorder.add_geometry(run.progress.step, epoch, geometry)
+            recorder.add_geometry(run.progress.step, epoch, held_out_geometry(run))
         if folder is not None and _checkpoint_is_due(config, epoch):
-            log.flush()  # a checkpoint stands for steps that were found finite
             checkpoint.save(run.accelerator, folder.checkpoint)
 
     if folder is not None:
-        checkpoint.export_encoder(folder.encoder, run.bare_method.encoder, config, run.data, run.clean)
+        checkpoint.export_encoder(
+            folder.encoder, run.bare_method.encoder, config, channels=run.data.channels, image_size=run.image_size
+        )
     final = evaluate(run.bare_method.encoder, run.data, run.clean, config.evaluation)
     unreadable = sorted(run.unreadable | set(final.unreadable))
     if folder is not None:
@@ -236,6 +237,19 @@ def train(
             final.spectrum,
         )
     return TrainingResult(recorder.steps, recorder.geometries, final, recorder.images_per_second, unreadable)
+
+
+def step_log(run: TrainingRun, observers: Sequence[Observer]) -> StepLog:
+    """The log that `train_one_epoch` fills: read every `log_every` steps and at the end of an epoch.
+
+    Args:
+        run: in progress.
+        observers: who is told.
+
+    Returns:
+        The log.
+    """
+    return StepLog(run.config.log_every, len(run.loader), run.config.batch_size, observers)
 
 
 class Recorder(Observer):

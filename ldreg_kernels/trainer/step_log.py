@@ -65,11 +65,13 @@ class StepLog:
 
     Attributes:
         every: steps between two readings.
+        epoch_steps: steps of an epoch, which ends with a reading: what follows stands for steps found finite.
         batch_size: images in a step.
         observers: who is told.
     """
 
     every: int
+    epoch_steps: int
     batch_size: int
     observers: Sequence[Observer]
     _rows: list[tuple[Time, float, dict[str, Tensor]]] = field(default_factory=list)
@@ -78,7 +80,8 @@ class StepLog:
 
     def due(self, time: Time) -> bool:
         """Whether the log will be read after this step."""
-        return (time.step + 1) % self.every == 0 or time.step + 1 == time.steps
+        finished = time.step + 1
+        return finished % self.every == 0 or finished % self.epoch_steps == 0
 
     def add(self, time: Time, learning_rate: float, output: Output, total: Total) -> None:
         """Keep a step's numbers on the device; read them if it is time to.
@@ -98,16 +101,9 @@ class StepLog:
         for observer in self.observers:
             observer.step(step)
         if self.due(time):
-            self.flush()
+            self._read()
 
-    def flush(self) -> None:
-        """Read everything that is waiting, in one transfer, and tell the observers.
-
-        Raises:
-            NonFiniteLossError: a loss is NaN or Inf.
-        """
-        if not self._rows:
-            return
+    def _read(self) -> None:
         flat = [value.detach().float() for _, _, numbers in self._rows for value in numbers.values()]
         values = iter(torch.stack(flat).tolist())  # the one synchronisation
         elapsed = clock.perf_counter() - self._started

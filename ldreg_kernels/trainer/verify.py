@@ -1,8 +1,8 @@
-"""`ldreg verify`: is training with the fused regulariser the same as training with the naive one?
+"""`ldreg verify`: is training with the fused regulariser the same as training with the naive one, for this method?
 
 Three questions, from sharp to blunt; the answer is yes only if every check passes.
 
-1. On the same features, at every step of a run: do value and gradient agree with the naive computation in
+1. On the same features, and with the method's extra references, at every step of a run: do value and gradient agree with the naive computation in
    float64? Limits from the precision contract: 1e-5 for R, 1e-5 in L2 for the gradient given the neighbours.
 2. From one seed, do two trainings stay together? Training is chaotic: a difference of one rounding grows
    about tenfold per step at first and is as large as the batch noise after a dozen, so no fixed limit on late
@@ -15,6 +15,8 @@ Three questions, from sharp to blunt; the answer is yes only if every check pass
 3. Are the finished encoders equally good? Accuracies on M held-out images may differ by three standard errors
    of a difference, effective rank and LID by fixed shares. The weakest check: it notices a run that went
    wrong, not an imprecise one.
+
+Beside the verdict: the share of a training step that the regulariser takes, naive and fused.
 """
 
 from __future__ import annotations
@@ -25,16 +27,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checks import Check, Curve, Tolerances, allowed_drift, curve_checks, drift, final_checks, step_checks
-from .comparison import StepComparison, compare
+from .comparison import RegulariserClock, StepComparison, compare
 from .config import ConfigError, TrainConfig
-from .engine import Observer, Step, prepare, train, train_one_epoch
+from .engine import Recorder, prepare, step_log, train, train_one_epoch
+from .methods.base import Output
 from .plots import plot_verification
-from .regulariser import Regulariser, build_regulariser
+from .regularisers import Regulariser, build_regulariser
 from .run_folder import environment, write_json
+from .step_log import Observer, Step
 
 Watch = Callable[[str], Observer]  # the name of a training -> an observer that shows its progress
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs, in milliseconds, and the part of it that is the regulariser.
+
+    The regulariser is timed alone, forward and backward, on the features of the same steps; the step is that of the
+    naive training. A step with the fused op is worked out: the naive step, less the naive regulariser, plus the fused.
+    """
+
+    step_naive: float
+    naive: float
+    fused: float
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The regulariser's share of a step, naive and fused."""
+        return self.naive / self.step_naive, self.fused / (self.step_naive - self.naive + self.fused)
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,7 @@ class Report:
     checks: list[Check]
     steps: list[StepComparison]
     finals: dict[str, dict[str, float]] = field(default_factory=dict)  # numbers of each training
+    cost: Cost | None = None
 
     @property
     def passed(self) -> bool:
@@ -67,7 +91,7 @@ def verify(
     """Train both ways, measure how far training drifts by itself, and compare; see the top of the file.
 
     Args:
-        config: the run; `regulariser.name` is replaced by `ldreg` and `ldreg-naive`.
+        config: the run; the name of its one regulariser is replaced by `ldreg` and `ldreg-naive`.
         folder: verification.json and verification.png go here; None writes nothing.
         fused: what is under test; None takes the fused op.
         watch: gives an observer for each training.
@@ -77,20 +101,26 @@ def verify(
         The report; `report.passed` is the verdict.
 
     Raises:
-        ConfigError: `regulariser.backend` is the reference, which would be compared with itself.
+        ConfigError: there is not exactly one regulariser, or its backend is the reference, which would be compared
+            with itself.
         NoBackendError: no fused backend runs here.
     """
-    if fused is None and config.regulariser.backend == "reference":
-        raise ConfigError("regulariser.backend: must not be reference here, it would be compared with itself")
+    if len(config.regularisers) != 1:
+        raise ConfigError(f"regularisers: exactly one can be verified, got {len(config.regularisers)}")
+    if fused is None and config.regularisers[0].backend == "reference":
+        raise ConfigError("regularisers.0.backend: must not be reference here, it would be compared with itself")
     limits = tolerances or Tolerances()
-    naive_config = config.derive({"regulariser.name": "ldreg-naive"})
-    fused_config = config.derive({"regulariser.name": "ldreg"})
+    naive_config, fused_config = config.with_regulariser("ldreg-naive"), config.with_regulariser("ldreg")
     comparer = StepComparer(naive_config, fused_config, fused, limits)
 
     def watching(name: str) -> list[Observer]:
         return [watch(name)] if watch else []
 
-    fused_run = train(fused_config, regulariser=fused, observers=[comparer, *watching("fused, compared with naive")])
+    fused_run = train(
+        fused_config,
+        regularisers=None if fused is None else [fused],
+        observers=[comparer, *watching("fused, compared with naive")],
+    )
     naive_run = train(naive_config, observers=watching("naive"))
     yardsticks = [
         yardstick(
@@ -106,14 +136,16 @@ def verify(
         *curve_checks(naive_run.steps, fused_run.steps, yardsticks, limits),
         *final_checks(naive_run.final, fused_run.final, limits),
     ]
-    report = Report(checks, comparer.steps, {"naive": naive_run.final.numbers(), "fused": fused_run.final.numbers()})
+    finals = {"naive": naive_run.final.numbers(), "fused": fused_run.final.numbers()}
+    step_milliseconds = 1e3 * config.batch_size / naive_run.images_per_second
+    report = Report(checks, comparer.steps, finals, Cost(step_milliseconds, **comparer.clock.medians()))
     if folder is not None:
         _write(folder, report, config, limits, naive_run.steps, fused_run.steps, yardsticks)
     return report
 
 
-class StepComparer:
-    """An observer that compares fused and naive on every step's features.
+class StepComparer(Observer):
+    """Compares fused and naive on every step's output, and times both.
 
     Args:
         naive_config: a run with the naive regulariser.
@@ -130,23 +162,24 @@ class StepComparer:
         limits: Tolerances,
     ) -> None:
         self.steps: list[StepComparison] = []
-        self._configs = (naive_config.regulariser, fused_config.regulariser)
-        self._fused = fused
-        self._limits = limits
+        self.clock = RegulariserClock({})
+        self._configs = (naive_config.regularisers[0], fused_config.regularisers[0])
+        self._given = fused
+        self._pair: tuple[Regulariser, Regulariser] | None = None
+        self._gap = limits.gap
 
-    def __call__(self, step: Step) -> None:
-        """Compare on the features of a step.
+    def step(self, step: Step) -> None:
+        """Compare on the output of a step."""
+        if self._pair is None:  # the first step tells the device
+            naive, fused = (build_regulariser(config, step.output.features.device) for config in self._configs)
+            self._pair = naive, self._given or fused
+            self.clock = RegulariserClock({"naive": _value(naive), "fused": _value(self._pair[1])})
+        self.steps.append(compare(step.time.step, step.output, *self._pair, k=self._configs[0].k, gap=self._gap))
+        self.clock.step(step)
 
-        Args:
-            step: what the engine hands out.
-        """
-        device = step.features.device
-        naive = build_regulariser(self._configs[0], device)
-        fused = self._fused or build_regulariser(self._configs[1], device)
-        if naive is None or fused is None:
-            raise ValueError("regulariser.name must not be none where two regularisers are compared")
-        k = self._configs[0].k
-        self.steps.append(compare(step.index, step.features, naive, fused, k=k, gap=self._limits.gap))
+
+def _value(regulariser: Regulariser) -> Callable[[Output], Tensor]:
+    return lambda output: regulariser(output).value
 
 
 def yardstick(config: TrainConfig, limits: Tolerances, seed: int, observers: Sequence[Observer] = ()) -> Curve:
@@ -156,7 +189,7 @@ def yardstick(config: TrainConfig, limits: Tolerances, seed: int, observers: Seq
         config: the training.
         limits: size of the change, and how many epochs.
         seed: of the change; the run's own random numbers are not touched.
-        observers: called after every step.
+        observers: watch the training.
 
     Returns:
         Step records.
@@ -167,10 +200,11 @@ def yardstick(config: TrainConfig, limits: Tolerances, seed: int, observers: Seq
         for parameter in run.method.parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
             parameter.mul_(1 + limits.perturbation * noise)
-    records: list[dict[str, Any]] = []
+    recorder = Recorder()
+    log = step_log(run, [recorder, *observers])
     for epoch in range(min(limits.drift_epochs, config.epochs)):
-        train_one_epoch(run, epoch, [lambda step: records.append(step.record()), *observers])
-    return records
+        train_one_epoch(run, epoch, log)
+    return recorder.steps
 
 
 def _write(
@@ -189,6 +223,7 @@ def _write(
             "checks": [{**asdict(check), "passed": check.passed} for check in report.checks],
             "tolerances": asdict(limits),
             "finals": report.finals,
+            "cost_milliseconds": None if report.cost is None else asdict(report.cost),
             "steps": [step.numbers() for step in report.steps],
             "curves": {"naive": naive, "fused": fused, "yardsticks": yardsticks},
             "config": config.model_dump(mode="json"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Section
 from .networks import MAEDecoderConfig, PredictorConfig, ProjectorConfig
@@ -25,6 +25,12 @@ class BYOLConfig(Section):
     ema_momentum: float = Field(0.996, ge=0, le=1, description="at step 0; rises to 1 by a cosine")
     projector: ProjectorConfig = ProjectorConfig()
     predictor: PredictorConfig = PredictorConfig()
+
+    @model_validator(mode="after")
+    def _projector_has_two_layers(self) -> BYOLConfig:
+        if self.projector.layers != 2 or self.projector.hidden_bias:
+            raise ValueError("projector.layers and projector.hidden_bias have no meaning for byol, leave them out")
+        return self
 
 
 class MAEConfig(Section):

@@ -39,7 +39,9 @@ class ViTConfig(Section):
     """A vision transformer: width/depth/heads 96/6/3 (micro), 192/12/3 (tiny), 384/12/6 (small), 768/12/12 (base)."""
 
     name: Literal["vit-micro", "vit-tiny", "vit-small", "vit-base"] = "vit-micro"
-    patch_size: int = Field(16, ge=1, description="side of a patch in pixels; it must divide the image's side")
+    patch_size: int | None = Field(
+        None, ge=1, description="side of a patch in pixels; it must divide the image's side; None: by the image's size"
+    )
     frozen_patch_embedding: bool = Field(False, description="MoCo v3's stabiliser; on for SimCLR with ViT-B in LDReg")
     initialisation: Literal["mae", "moco-v3"] = Field(
         "mae",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import TrainConfig
-from ..networks import build_encoder
+from ..networks.encoder import build_encoder
 from .base import Batch, Group, Method, Output, Time
 from .byol import BYOL
 from .mae import MAE

@@ -44,8 +44,7 @@ class BYOL(Method):
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor
-        self.momentum_encoder = MomentumCopy(encoder)
-        self.momentum_projector = MomentumCopy(projector)
+        self.momentum_networks = MomentumCopy(encoder, projector)
         self.momentum_at = ema_momentum(momentum)
 
     @classmethod
@@ -61,12 +60,10 @@ class BYOL(Method):
         features = self.encoder(images)  # [2N, D]
         projections = self.projector(features)  # [2N, P]
         p1, p2 = self.predictor(projections).chunk(2)
-        momentum_features = self.momentum_encoder(images)  # [2N, D]
-        z1, z2 = self.momentum_projector(momentum_features).chunk(2)
+        momentum_features, targets = self.momentum_networks(images)  # [2N, D], [2N, P]
+        z1, z2 = targets.chunk(2)
         return Output(byol_loss(p1, p2, z1, z2), features, momentum_features, projections)
 
     def after_step(self, time: Time) -> None:
         """Move the momentum networks."""
-        momentum = self.momentum_at(time)
-        self.momentum_encoder.update(self.encoder, momentum)
-        self.momentum_projector.update(self.projector, momentum)
+        self.momentum_networks.update(self.encoder, self.projector, momentum=self.momentum_at(time))

@@ -50,18 +50,17 @@ class ViTEncoder(Encoder):
 
     def __init__(self, channels: int, image_size: int, config: ViTConfig) -> None:
         super().__init__()
-        if image_size % config.patch_size:
-            raise ConfigError(
-                f"encoder.patch_size must divide the image's side of {image_size} pixels, got {config.patch_size}"
-            )
+        size = config.patch_size or default_patch_size(image_size)
+        if image_size % size:
+            raise ConfigError(f"encoder.patch_size must divide the image's side of {image_size} pixels, got {size}")
         self.output_dim, depth, heads = _SIZES[config.name]
         self.image_shape = (channels, image_size, image_size)
-        self.patch_size = config.patch_size
-        side = image_size // config.patch_size
+        self.patch_size = size
+        side = image_size // size
         self.patch_count = side * side
-        self.patch_pixels = channels * config.patch_size**2
+        self.patch_pixels = channels * size**2
 
-        self.patch_embedding = nn.Conv2d(channels, self.output_dim, config.patch_size, stride=config.patch_size)
+        self.patch_embedding = nn.Conv2d(channels, self.output_dim, size, stride=size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.output_dim))
         # Not in the state dict: they follow from the sizes.
         self.register_buffer("positions", sincos_positions(side, self.output_dim), persistent=False)  # [1 + L, D]
@@ -132,6 +131,20 @@ class ViTEncoder(Encoder):
         for layer in self.layers:
             tokens = layer(tokens)
         return self.norm(tokens)
+
+
+def default_patch_size(image_size: int) -> int:
+    """16 for the photographs that ViTs are made for, smaller where fewer than seven would fill a side.
+
+    Args:
+        image_size: side of the images in pixels.
+
+    Returns:
+        The largest power of two that divides the side, is at most 16 and at most a seventh of it (but 2 always is
+        small enough): 16 of 224, 4 of 32 and of 28, 2 of 8.
+    """
+    sizes = (16, 8, 4, 2, 1)
+    return next(size for size in sizes if image_size % size == 0 and size <= max(2, image_size / 7))
 
 
 def transformer_layers(width: int, depth: int, heads: int) -> nn.ModuleList:
