@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_like, check_rows
+from .cosine import unit_rows
+
 
 def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Normalised temperature-scaled cross-entropy between two views of the same images.
@@ -25,6 +28,8 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     for Contrastive Learning of Visual Representations", equation 1 and Algorithm 1). This is the *mean over
     2N rows*, as the paper and LDReg's experiments use it. Google's released code adds the means of the two
     views, which is twice this; the factor matters wherever the loss is balanced against a regulariser.
+
+    It is a function of cosines, the same at every scale of the rows; a zero row has cosine 0 and gradient 0.
 
     Args:
         z1: projector outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
@@ -45,7 +50,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
     # and autocast must not take the matmul back down.
     dtype = torch.promote_types(z1.dtype, torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
-        z = F.normalize(torch.cat([z1, z2]).to(dtype), dim=1)  # [2N, D]
+        z = unit_rows(torch.cat([z1, z2]).to(dtype))  # [2N, D]
         logits = z @ z.T / temperature  # [2N, 2N]
         own = torch.eye(2 * rows, dtype=torch.bool, device=z.device)  # [2N, 2N]
         logits = logits.masked_fill(own, -math.inf)  # a row is never its own candidate
@@ -92,14 +97,8 @@ def _check_temperature(temperature: float) -> None:
 
 def _check(z1: Tensor, z2: Tensor, temperature: float) -> None:
     _check_temperature(temperature)
-    for name, z in (("z1", z1), ("z2", z2)):
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            raise TypeError(f"{name} must be a floating point tensor, got {getattr(z, 'dtype', type(z).__name__)}")
-        if z.ndim != 2:
-            raise ValueError(f"{name} must have shape [N, D], got {list(z.shape)}")
-    if z1.shape != z2.shape:
-        raise ValueError(f"z2 must have the shape of z1, {list(z1.shape)}, got {list(z2.shape)}")
-    if z1.dtype != z2.dtype:
-        raise TypeError(f"z2 must have the dtype of z1, {z1.dtype}, got {z2.dtype}")
+    check_rows("z1", z1)
+    check_rows("z2", z2)
+    check_like("z2", z2, "z1", z1)
     if z1.shape[0] < 2:
         raise ValueError(f"z1 must have at least 2 rows, so that negatives exist, got {z1.shape[0]}")

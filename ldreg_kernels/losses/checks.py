@@ -1,0 +1,30 @@
+"""What the losses ask of their arguments; every message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """A floating point tensor, or TypeError."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be a floating point tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
+        )
+
+
+def check_rows(name: str, tensor: Tensor) -> None:
+    """A floating point tensor [N, D], or TypeError or ValueError."""
+    check_floating(name, tensor)
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must have shape [N, D], got {list(tensor.shape)}")
+    if tensor.shape[1] == 0:
+        raise ValueError(f"{name} must have at least 1 column, got {list(tensor.shape)}")
+
+
+def check_like(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
+    """The shape and dtype of another argument, or ValueError or TypeError."""
+    if tensor.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {like}, {list(other.shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name} must have the dtype of {like}, {other.dtype}, got {tensor.dtype}")
