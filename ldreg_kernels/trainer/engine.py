@@ -52,7 +52,7 @@ class TrainingRun:
     clean: Clean
     regularisers: Sequence[Regulariser]
     progress: checkpoint.Progress = field(default_factory=checkpoint.Progress)
-    unreadable: set[str] = field(default_factory=set)  # images that could not be decoded so far
+    unreadable: set[str] = field(default_factory=set)  # one line per image that could not be read so far
 
     @property
     def bare_method(self) -> Method:
@@ -118,10 +118,10 @@ def train_one_epoch(run: TrainingRun, epoch: int, log: StepLog) -> None:
 
 
 def _on_device(run: TrainingRun, raw: RawBatch) -> Batch:
-    for name in raw.unreadable:
-        if name not in run.unreadable:
-            run.unreadable.add(name)
-            warnings.warn(f"{name} cannot be decoded and was replaced by the image after it", stacklevel=2)
+    for reason in raw.unreadable:
+        if reason not in run.unreadable:
+            run.unreadable.add(reason)
+            warnings.warn(f"{reason}; another image takes its place", stacklevel=2)
     device = run.accelerator.device
     images = [view.to(device, non_blocking=True) for view in raw.views]
     return Batch(run.views(images), raw.labels, raw.index)

@@ -20,7 +20,6 @@ _MOVED = {
     "augmentation.shear": "augmentation.strokes.shear",
     "augmentation.brightness": "augmentation.strokes.brightness",
     "augmentation.contrast": "augmentation.strokes.contrast",
-    "augmentation.noise_std": "augmentation.strokes.noise_std",
 }
 
 
