@@ -1,4 +1,4 @@
-"""The command line: `ldreg train`, `ldreg verify`, `ldreg demo`, `ldreg bench`, `ldreg doctor`.
+"""The command line: `ldreg train`, `verify`, `demo`, `data`, `bench`, `doctor`.
 
 Exit codes: 0 done (and, for verify and demo, the claim holds), 1 it does not hold or training failed, 2 the request
 was wrong. `ldreg bench` belongs to a checkout: benchmarks/cli.py answers it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 try:
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
 except ImportError as error:
     raise SystemExit(
         f"ldreg: {error.name} is not installed. The command line needs an extra: pip install 'ldreg_kernels[train]'"
@@ -26,22 +24,24 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from .trainer.config import TrainConfig
-    from .trainer.engine import Observer, Step, TrainingResult
-    from .trainer.verify import Report
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    help="LDReg (local intrinsic dimensionality regularisation): train, verify, demo, bench, doctor.",
+    help="LDReg (local intrinsic dimensionality regularisation): train, verify, demo, data, bench, doctor.",
 )
 console = Console()
 errors = Console(stderr=True)
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="Configuration, .json or .toml; left out: the defaults.")]
+Method = Annotated[str | None, typer.Option(help="simclr, byol or mae; short for --set method.name=.")]
+Preset = Annotated[str | None, typer.Option(help="A recipe under the configuration, such as simclr-tuned.")]
+Dataset = Annotated[str | None, typer.Option(help="digits, fashion-mnist, cifar10, ...; short for --set data.dataset=.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set; short for --set data.root=.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, e.g. --set regulariser.weight=0.01; repeatable."),
+    typer.Option("--set", help="One setting, e.g. --set regularisers.0.weight=0.01; repeatable."),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs; short for --set epochs=.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; short for --set seed=.")]
@@ -50,53 +50,70 @@ Seed = Annotated[int | None, typer.Option(help="Seed; short for --set seed=.")]
 @app.command()
 def train(
     config: ConfigFile = None,
+    method: Method = None,
+    preset: Preset = None,
+    dataset: Dataset = None,
+    root: Root = None,
     set_: Overrides = None,
     epochs: Epochs = None,
     seed: Seed = None,
-    regulariser: Annotated[str | None, typer.Option(help="none, ldreg, ldreg-naive or minlid.")] = None,
+    regulariser: Annotated[
+        str | None, typer.Option("--regulariser", "--regularizer", help="none, ldreg, ldreg-naive or minlid.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
     resume: Annotated[bool, typer.Option(help="Continue the run in --out with its own configuration.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
 ) -> None:
-    """Train an encoder with SimCLR and the LID regulariser, evaluate it, and keep everything in a run
+    """Train an encoder with SimCLR, BYOL or MAE and the LID regulariser, evaluate it, and keep everything in a run
     folder.
     """
     with _errors_as_exit_codes():
         from .trainer.engine import train as run_training
         from .trainer.plots import plot_run
         from .trainer.run_folder import RunFolder
+        from .trainer.terminal import progress_bars, results_table
 
         if resume:
-            _refuse_settings_with_resume(config, set_, epochs, seed, regulariser)
+            _refuse_settings_with_resume(config, method, preset, dataset, root, set_, epochs, seed, regulariser)
             folder, settings = RunFolder.open(out)
         else:
-            settings = _settings(config, set_, epochs, seed, regulariser)
+            flags = _flags(method=method, dataset=dataset, root=root, epochs=epochs, seed=seed)
+            settings = _settings(config, preset, set_, flags, regulariser)
             folder = RunFolder.create(out, settings, overwrite=overwrite)
-        with _progress() as watch:
-            result = run_training(settings, folder, observers=[watch(settings.regulariser.name)], resume=resume)
+        name = " + ".join([settings.method.name, *(r.name for r in settings.regularisers)])
+        with progress_bars(console) as watch:
+            result = run_training(settings, folder, observers=[watch(name)], resume=resume)
         plot_run(folder.plots / "run.png", result.steps, result.geometries)
-        console.print(_table({settings.regulariser.name: result}))
+        console.print(results_table(f"Frozen encoder, held-out {settings.data.dataset}", {name: result.final}))
+        for line in result.unreadable:
+            errors.print(f"not read: {line}", style="yellow", markup=False)
         console.print(f"Run folder: {folder.path}")
 
 
 @app.command()
 def verify(
     config: ConfigFile = None,
+    method: Method = None,
+    preset: Preset = None,
+    dataset: Dataset = None,
+    root: Root = None,
     set_: Overrides = None,
     epochs: Epochs = 4,
     seed: Seed = None,
     out: Annotated[Path, typer.Option(help="Folder for verification.json and verification.png.")] = Path("runs/verify"),
 ) -> None:
-    """Check that the fused regulariser equals the naive one, step by step and over whole trainings."""
+    """Check that the fused regulariser equals the naive one, step by step and over whole trainings of a method."""
     with _errors_as_exit_codes():
+        from .trainer.terminal import progress_bars, verdict_lines, verdict_table
         from .trainer.verify import verify as run_verification
 
-        settings = _settings(config, set_, epochs, seed)
-        with _progress() as watch:
+        flags = _flags(method=method, dataset=dataset, root=root, epochs=epochs, seed=seed)
+        settings = _settings(config, preset, set_, flags)
+        with progress_bars(console) as watch:
             report = run_verification(settings, out, watch=watch)
-        console.print(_verdict(report))
-        tied, rows = report.tied_rows
-        console.print(f"{tied} of {rows} rows have a tied k-th neighbour; their gradients were not judged.")
+        console.print(verdict_table(report, settings.method.name))
+        for line in verdict_lines(report):
+            console.print(line)
         console.print(f"[bold]{'Verified' if report.passed else 'VERIFICATION FAILED'}[/bold]: {out}/verification.json")
         if not report.passed:
             raise typer.Exit(1)
@@ -104,24 +121,41 @@ def verify(
 
 @app.command()
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the four runs.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all four runs.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each run; left out: what fits six minutes.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all runs.")] = 0,
+    dataset: Annotated[
+        str | None, typer.Option(help="Left out: fashion-mnist if it is on this machine, else digits.")
+    ] = None,
+    root: Root = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs, the figures and demo.json.")] = Path("runs/demo"),
 ) -> None:
-    """Four trainings on handwritten digits: no regulariser, LDReg naive, LDReg fused, MinLID. Minutes on two
-    cores.
+    """SimCLR, BYOL and MAE on real images, each without a regulariser, with LDReg naive and with LDReg fused. Minutes on
+    two cores.
     """
     with _errors_as_exit_codes():
-        from .trainer.demo import demo_config, run_demo
+        from .trainer.demo import demo_cases, demo_table, run_demo
+        from .trainer.terminal import progress_bars
 
-        with _progress() as watch:
-            result = run_demo(out, demo_config(epochs=epochs, seed=seed), watch=watch)
-        console.print(_table(result.results, result.milliseconds))
+        cases = demo_cases(dataset=dataset, root=root, epochs=epochs, seed=seed)
+        with progress_bars(console) as watch:
+            result = run_demo(out, cases, watch=watch)
+        console.print(demo_table(result))
         for sentence in result.sentences():
             console.print(f"- {sentence}")
         console.print(f"Figures: {out}/losses.png, {out}/lid_and_rank.png, {out}/spectra.png")
         if not result.collapsed:
             raise typer.Exit(1)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="digits, fashion-mnist, mnist5k, patches, cifar10, cifar100, folder, ...")],
+) -> None:
+    """Say where a data set is looked for, how to get it, its size and its licence. Nothing is downloaded."""
+    with _errors_as_exit_codes():
+        from .trainer.data.instructions import how_to_get
+
+        console.print(how_to_get(name), markup=False, highlight=False)
 
 
 # Everything behind `bench`, --help included, is for the benchmarks' own command line.
@@ -163,19 +197,23 @@ def main() -> None:
     app()
 
 
+def _flags(**values: Any) -> dict[str, Any]:
+    """The short options that were given, by the settings they stand for."""
+    names = {"method": "method.name", "dataset": "data.dataset", "root": "data.root"}
+    return {names.get(n, n): str(v) if isinstance(v, Path) else v for n, v in values.items() if v is not None}
+
+
 def _settings(
     config: Path | None,
+    preset: str | None,
     overrides: list[str] | None,
-    epochs: int | None,
-    seed: int | None,
+    flags: dict[str, Any],
     regulariser: str | None = None,
 ) -> TrainConfig:
     from .trainer.config import load_config, parse_override
 
-    flags = {"epochs": epochs, "seed": seed, "regulariser.name": regulariser}
-    values: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    values.update(parse_override(text) for text in overrides or [])
-    return load_config(config, values)
+    settings = load_config(config, flags | dict(parse_override(text) for text in overrides or []), preset=preset)
+    return settings if regulariser is None else settings.with_regulariser(regulariser)
 
 
 def _refuse_settings_with_resume(*settings: Any) -> None:
@@ -193,7 +231,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
     try:
         from .trainer.config import ConfigError
         from .trainer.engine import NonFiniteLossError
-        from .trainer.regulariser import NoBackendError
+        from .trainer.regularisers import NoBackendError
         from .trainer.run_folder import RunFolderError
     except ImportError as error:  # the extra is missing, or half of it
         errors.print(f"ldreg: {error}", style="red", markup=False)
@@ -206,59 +244,6 @@ def _errors_as_exit_codes() -> Iterator[None]:
     except NonFiniteLossError as error:
         errors.print(f"ldreg: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], Observer]]:
-    """A rich progress display; yields a function that adds a bar and returns the observer that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-
-        def watch(name: str) -> Observer:
-            task = progress.add_task(name, total=None, loss=float("nan"))
-
-            def observe(step: Step) -> None:
-                progress.update(task, completed=step.index + 1, total=step.steps, loss=step.numbers["loss"])
-
-            return observe
-
-        yield watch
-
-
-def _table(results: dict[str, TrainingResult], milliseconds: dict[str, float] | None = None) -> Table:
-    table = Table(title="Frozen encoder, held-out digits")
-    table.add_column("run", no_wrap=True)
-    for heading in ("probe acc. %", "k-NN acc. %", "effective rank", "geo-mean LID"):
-        table.add_column(heading, justify="right")
-    if milliseconds is not None:
-        table.add_column("LID term ms/step", justify="right")
-    for name, result in results.items():
-        final, geometry = result.final, result.final.geometry
-        cells = [name, f"{100 * final.probe_accuracy:.1f}", f"{100 * final.knn_accuracy:.1f}"]
-        cells += [f"{geometry.effective_rank:.1f}", f"{geometry.lid_geometric_mean:.2f}"]
-        if milliseconds is not None:
-            taken = milliseconds.get(name)
-            cells.append("-" if taken is None else f"{taken:.1f}")
-        table.add_row(*cells)
-    return table
-
-
-def _verdict(report: Report) -> Table:
-    table = Table(title="Fused against naive")
-    table.add_column("check")
-    table.add_column("measured", justify="right")
-    table.add_column("limit", justify="right")
-    table.add_column("")
-    for check in report.checks:
-        verdict = "[green]ok[/green]" if check.passed else "[bold red]FAILED[/bold red]"
-        table.add_row(check.name, f"{check.measured:.3g}", f"{check.limit:.3g}", verdict)
-    return table
 
 
 if __name__ == "__main__":

@@ -1,159 +1,156 @@
-"""`ldreg demo`: four trainings on digits from one seed, one table, three figures.
+"""`ldreg demo`: SimCLR, BYOL and MAE on real images, one table, three figures.
 
-    none          NT-Xent alone
+    none          the method's own loss
     ldreg-naive   + beta * R, R = -mean ln LID, by cdist, sort and autograd
     ldreg         the same R by the fused op
-    minlid        + R with the sign turned: pushes LID down, and with it the rank; shows the mechanism
+    minlid        + R with the sign turned (SimCLR): pushes LID down, and with it the rank; shows the mechanism
+    controls      raw pixels, and the same networks with random weights
 
-What it shows: fused and naive training agree, the fused regulariser costs less, and LID controls the collapse of
-dimensions. What it does not show: that LDReg improves accuracy. One seed on 1347 small images cannot; differences
-of the first three rows are of the size of the noise.
+What it shows: fused and naive training agree for every method, the fused regulariser costs less, and LID controls the
+collapse of dimensions. What it does not show: that LDReg improves accuracy. One seed on a few thousand small images
+cannot; the controls say how much of each number comes for free.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from rich.table import Table
+from torch import Tensor, nn
 
 from ..kernels.reference import published_lid
+from .comparison import RegulariserClock
 from .config import TrainConfig, make_config
-from .engine import Observer, Step, TrainingResult, train
+from .data import fashion_mnist, load_data
+from .engine import TrainingResult, prepare, train
+from .evaluation import Evaluation, encode, judge
+from .methods.base import Output
 from .plots import plot_geometry, plot_losses, plot_spectra
-from .regulariser import Regulariser, build_regulariser, milliseconds
+from .regularisers import Regulariser, build_regulariser
 from .run_folder import RunFolder, environment, write_json
+from .step_log import Observer, Step
+from .terminal import results_table
 
-CASES: dict[str, dict[str, Any]] = {
-    "none": {"regulariser.name": "none"},
-    "ldreg-naive": {"regulariser.name": "ldreg-naive", "regulariser.weight": 0.1},
-    "ldreg": {"regulariser.name": "ldreg", "regulariser.weight": 0.1},
-    "minlid": {"regulariser.name": "minlid", "regulariser.weight": 1.0},
+METHODS = ("simclr", "byol", "mae")
+REGULARISERS = ("none", "ldreg-naive", "ldreg")
+
+# Sizes that fit ten runs into six minutes of two cores.
+_SIZES: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {"data.train_images": 3000, "data.test_images": 2000, "epochs": 6},
+    "digits": {"epochs": 10},
 }
 
 
 @dataclass(frozen=True)
+class Case:
+    """One training of the demo."""
+
+    method: str
+    regulariser: str  # none, ldreg-naive, ldreg or minlid
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its row."""
+        return f"{self.method}-{self.regulariser}"
+
+
+@dataclass(frozen=True)
 class Demo:
-    """What the four runs gave.
+    """What the runs gave.
 
     Attributes:
-        results: curves and final numbers of each run.
-        milliseconds: median time of the regulariser, forward and backward, by run, and of the published form
-            under "published". All are timed in turn on the features of the same steps, so that a machine that
-            is slow for a while is slow for all of them.
+        cases: what was trained.
+        results: curves and final numbers of each, by the case's name.
+        controls: raw pixels and random networks.
+        milliseconds: for each method, the median time of the regulariser, forward and backward: "published",
+            "ldreg-naive" and "ldreg", timed in turn on the features of the same steps.
     """
 
-    results: dict[str, TrainingResult]
-    milliseconds: dict[str, float]
+    cases: Sequence[Case]
+    results: Mapping[str, TrainingResult]
+    controls: Mapping[str, Evaluation]
+    milliseconds: Mapping[str, Mapping[str, float]]
 
     @property
     def collapsed(self) -> bool:
         """Whether MinLID visibly did what it is there to show, against no regulariser: effective rank at least a fifth
         lower (seeds alone move it by about that much), and a lower LID.
         """
-        plain, minlid = self._geometry("none"), self._geometry("minlid")
+        plain, minlid = (self.results[f"simclr-{name}"].final.geometry for name in ("none", "minlid"))
         lower_rank = minlid.effective_rank < 0.8 * plain.effective_rank
         return lower_rank and minlid.lid_geometric_mean < plain.lid_geometric_mean
 
+    def gap(self, method: str) -> float:
+        """The largest difference of the naive and the fused loss over the first five steps."""
+        naive, fused = (self.results[f"{method}-{name}"].steps for name in ("ldreg-naive", "ldreg"))
+        return max(abs(a["loss"] - b["loss"]) for a, b in zip(naive[:5], fused[:5], strict=True))
+
     def sentences(self) -> list[str]:
         """What may be read from the table, no more."""
-        naive, fused = self.results["ldreg-naive"].steps, self.results["ldreg"].steps
-        gap = max(abs(a["loss"] - b["loss"]) for a, b in zip(naive[:5], fused[:5], strict=True))
-        fused_ms = self.milliseconds["ldreg"]
-        times = f"fused {fused_ms:.1f} ms" + "".join(
-            f"; {label} {self.milliseconds[name]:.1f} ms, {self.milliseconds[name] / fused_ms:.1f} times as long"
-            for name, label in (
-                ("published", "as published (matrix-product cdist, sort, autograd)"),
-                ("ldreg-naive", "reference (exact cdist, sort, autograd)"),
-            )
+        methods = list(self.milliseconds)
+        gaps = ", ".join(f"{method} {self.gap(method):.1e}" for method in methods)
+        times = "; ".join(
+            f"{method} fused {ms['ldreg']:.1f} ms, as published {ms['published']:.1f} ms "
+            f"({ms['published'] / ms['ldreg']:.1f} times), reference {ms['ldreg-naive']:.1f} ms"
+            for method, ms in self.milliseconds.items()
         )
+        plain, minlid = (self.results[f"simclr-{name}"].final.geometry for name in ("none", "minlid"))
         verb = "collapsed" if self.collapsed else "did NOT collapse"
-        plain, minlid = self._geometry("none"), self._geometry("minlid")
         return [
-            f"Fused and naive losses differ by at most {gap:.1e} over the first 5 steps; later they part as "
+            f"Fused and naive losses differ over the first 5 steps by at most: {gaps}. Later they part as "
             "any two trainings do that differ by a rounding (`ldreg verify` measures it).",
-            f"Forward and backward of the regulariser on 2N rows, timed in turn on the same features: {times}.",
+            f"Forward and backward of the regulariser, timed in turn on the same features: {times}.",
             f"MinLID {verb}: effective rank {plain.effective_rank:.1f} to {minlid.effective_rank:.1f}, "
             f"LID {plain.lid_geometric_mean:.2f} to {minlid.lid_geometric_mean:.2f}.",
-            "One seed, small images: differences between the first three rows are of the size of the noise "
-            "and prove nothing about accuracy.",
+            "One seed, small images: differences in accuracy between the rows of a method are of the size of the noise. "
+            "The controls show that a high rank or LID alone is no quality.",
         ]
 
-    def _geometry(self, name: str) -> Any:
-        return self.results[name].final.geometry
 
-
-class RegulariserClock:
-    """An observer that times every way to compute the regulariser, in turn, on the features of every step.
-
-    Args:
-        config: what the runs have in common.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        self._computations: dict[str, Callable[[Tensor], Tensor]] = {}
-        self._samples: dict[str, list[float]] = {}
-
-    def __call__(self, step: Step) -> None:
-        """Time each once.
-
-        Args:
-            step: what the engine hands out.
-        """
-        if not self._computations:  # the first step tells the device
-            self._computations = _computations(self._config, step.features.device)
-        for name, compute in self._computations.items():
-            self._samples.setdefault(name, []).append(milliseconds(compute, step.features))
-
-    def medians(self) -> dict[str, float]:
-        """Median milliseconds by name; a median, because the first calls are cold."""
-        return {name: statistics.median(samples) for name, samples in self._samples.items()}
-
-
-def _computations(config: TrainConfig, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Every regulariser of `CASES`, and the published form, as functions of the features."""
-
-    def as_published(features: Tensor) -> Tensor:
-        return -published_lid(features, features.detach(), config.regulariser.k).log().mean()
-
-    computations: dict[str, Callable[[Tensor], Tensor]] = {"published": as_published}
-    for name, changes in CASES.items():
-        regulariser = build_regulariser(config.derive(changes).regulariser, device)
-        if regulariser is not None:
-            computations[name] = partial(_value, regulariser)
-    return computations
-
-
-def _value(regulariser: Regulariser, features: Tensor) -> Tensor:
-    return regulariser(features)[0]
-
-
-def demo_config(*, epochs: int = 10, seed: int = 0) -> TrainConfig:
-    """What the four runs have in common: ResNet-18, 256 images per step, so 512 rows for the regulariser.
+def demo_cases(
+    *, dataset: str | None = None, root: Path | None = None, epochs: int | None = None, seed: int = 0
+) -> list[Case]:
+    """The trainings of the demo.
 
     Args:
-        epochs: of each run.
+        dataset: its name; None takes Fashion-MNIST if it is on this machine, else digits.
+        root: its folder.
+        epochs: of each run; None takes what fits six minutes of two cores.
         seed: of each run.
 
     Returns:
-        The configuration; `CASES` says what differs.
+        Ten cases.
+
+    Raises:
+        ConfigError: the data set is not there.
     """
-    # No checkpoints: a demo is not resumed, and each would be 130 MB.
-    return make_config({"seed": seed, "epochs": epochs, "checkpoint_every_epochs": 0})
+    if dataset is None:
+        dataset = "fashion-mnist" if root is not None or fashion_mnist.is_here() else "digits"
+    changes = _SIZES.get(dataset, {}) | {"data.dataset": dataset, "seed": seed}
+    changes |= {"data.root": str(root)} if root is not None else {}
+    changes |= {"epochs": epochs} if epochs is not None else {}
+    cases = []
+    for method in METHODS:
+        # No checkpoints: a demo is not resumed.
+        config = make_config({}, {"method.name": method, "checkpoint_every_epochs": 0, **changes})
+        cases += [Case(method, name, config.with_regulariser(name)) for name in REGULARISERS]
+        if method == "simclr":
+            cases.append(Case(method, "minlid", config.with_regulariser("minlid", weight=1.0)))
+    load_data(cases[0].config.data)  # fails now rather than after the first bar
+    return cases
 
 
-def run_demo(folder: Path, config: TrainConfig, *, watch: Callable[[str], Observer] | None = None) -> Demo:
-    """Train the four cases and write their folders, the figures and demo.json.
+def run_demo(folder: Path, cases: Sequence[Case], *, watch: Callable[[str], Observer] | None = None) -> Demo:
+    """Train the cases and write their folders, the figures and demo.json.
 
     Args:
         folder: everything goes here; earlier demo runs in it are replaced.
-        config: what the runs have in common.
+        cases: what to train.
         watch: gives an observer for each run.
 
     Returns:
@@ -162,29 +159,122 @@ def run_demo(folder: Path, config: TrainConfig, *, watch: Callable[[str], Observ
     Raises:
         NoBackendError: no fused backend runs here.
     """
-    results = {}
-    clock = RegulariserClock(config)
-    for name, changes in CASES.items():
-        case = config.derive(changes)
-        run = RunFolder.create(folder / name, case, overwrite=True)
-        observers = [watch(name)] if watch else []
-        if name == "ldreg":
+    results, milliseconds = {}, {}
+    for case in cases:
+        run = RunFolder.create(folder / case.name, case.config, overwrite=True)
+        observers = [watch(case.name)] if watch else []
+        clock = _Clock(case.config)
+        if case.regulariser == "ldreg":
             observers.append(clock)
-        results[name] = train(case, run, observers=observers)
-    demo = Demo(results, clock.medians())
+        results[case.name] = train(case.config, run, observers=observers)
+        if case.regulariser == "ldreg":
+            milliseconds[case.method] = clock.medians()
+    demo = Demo(cases, results, controls(cases), milliseconds)
     _write(folder, demo)
     return demo
 
 
+def controls(cases: Sequence[Case]) -> dict[str, Evaluation]:
+    """The same numbers for raw pixels, and for each encoder of the cases with random weights.
+
+    Args:
+        cases: whose data and encoders are meant.
+
+    Returns:
+        Evaluations by name.
+    """
+    found = {}
+    for case in cases:
+        name = f"random {case.config.encoder.name}"
+        if name in found:
+            continue
+        run = prepare(case.config, regularisers=[])
+        networks: dict[str, nn.Module] = {name: run.bare_method.encoder}
+        if not found:
+            networks = {"raw pixels": nn.Flatten(), **networks}
+        for control, network in networks.items():
+            parts = (encode(network, source, run.clean) for source in (run.data.train, run.data.test))
+            found[control] = judge(*parts, case.config.evaluation)
+    return found
+
+
+def demo_table(demo: Demo) -> Table:
+    """One row for each run and each control.
+
+    Args:
+        demo: the results.
+
+    Returns:
+        The table.
+    """
+    times = {
+        case.name: f"{demo.milliseconds[case.method][case.regulariser]:.1f}"
+        for case in demo.cases
+        if case.regulariser in demo.milliseconds.get(case.method, {})
+    }
+    dataset = demo.cases[0].config.data.dataset
+    rows = {name: result.final for name, result in demo.results.items()} | dict(demo.controls)
+    return results_table(f"Frozen encoders, held-out {dataset}", rows, {"LID term, ms": times})
+
+
+class _Clock(Observer):
+    """Times the published form, the reference and the fused op on the outputs of a run's steps.
+
+    Args:
+        config: with one regulariser.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._clock: RegulariserClock | None = None
+
+    def step(self, step: Step) -> None:
+        """Time each once."""
+        if self._clock is None:  # the first step tells the device
+            self._clock = RegulariserClock(_computations(self._config, step.output.features.device))
+        self._clock.step(step)
+
+    def medians(self) -> dict[str, float]:
+        """Median milliseconds by name."""
+        return self._clock.medians() if self._clock is not None else {}
+
+
+def _computations(config: TrainConfig, device: torch.device) -> dict[str, Callable[[Output], Tensor]]:
+    k = config.regularisers[0].k
+
+    def as_published(output: Output) -> Tensor:
+        references = [output.features.detach()]
+        if output.extra_references is not None:
+            references.append(output.extra_references)
+        return -published_lid(output.features, torch.cat(references), k).log().mean()
+
+    def value(name: str) -> Callable[[Output], Tensor]:
+        regulariser: Regulariser = build_regulariser(config.with_regulariser(name).regularisers[0], device)
+        return lambda output: regulariser(output).value
+
+    return {"published": as_published, "ldreg-naive": value("ldreg-naive"), "ldreg": value("ldreg")}
+
+
 def _write(folder: Path, demo: Demo) -> None:
     results = demo.results
-    plot_losses(folder / "losses.png", {name: results[name].steps for name in ("ldreg-naive", "ldreg")})
-    plot_geometry(folder / "lid_and_rank.png", {name: r.geometries for name, r in results.items()})
-    plot_spectra(folder / "spectra.png", {name: r.spectrum for name, r in results.items()})
+
+    def by_method(names: Sequence[str]) -> dict[str, dict[str, TrainingResult]]:
+        return {
+            m: {n: results[f"{m}-{n}"] for n in names if f"{m}-{n}" in results}
+            for m in dict.fromkeys(case.method for case in demo.cases)
+        }
+
+    every = (*REGULARISERS, "minlid")
+    curves = by_method(("ldreg-naive", "ldreg"))
+    plot_losses(folder / "losses.png", {m: {n: r.steps for n, r in runs.items()} for m, runs in curves.items()})
+    runs = by_method(every)
+    plot_geometry(folder / "lid_and_rank.png", {m: {n: r.geometries for n, r in rs.items()} for m, rs in runs.items()})
+    plot_spectra(folder / "spectra.png", {m: {n: r.spectrum for n, r in rs.items()} for m, rs in runs.items()})
     write_json(
         folder / "demo.json",
         {
-            "table": {name: result.final.numbers() for name, result in results.items()},
+            "table": {name: result.final.numbers() for name, result in results.items()}
+            | {name: control.numbers() for name, control in demo.controls.items()},
             "regulariser_ms_per_step": demo.milliseconds,
             "says": demo.sentences(),
             "environment": environment(),

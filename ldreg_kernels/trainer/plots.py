@@ -40,65 +40,68 @@ def plot_run(path: Path, steps: Records, geometries: Records) -> None:
         steps: step records.
         geometries: geometry records.
     """
-    figure, (left, middle, right) = _panels(3)
+    figure, ((left, middle, right),) = _grid(1, 3)
     left.plot(_column(steps, "step"), _column(steps, "loss"), color="#0072B2", label="total")
-    left.plot(_column(steps, "step"), _column(steps, "ssl_loss"), color="#E69F00", linestyle="--", label="NT-Xent")
-    _name(left, "Training loss", "optimiser step", "loss (nats)", legend=True)
+    left.plot(_column(steps, "step"), _column(steps, "ssl_loss"), color="#E69F00", linestyle="--", label="method's own")
+    _name(left, "Training loss", "optimiser step", "loss", legend=True)
     _geometry_panels(middle, right, {"": geometries})
     _save(figure, path)
 
 
-def plot_losses(path: Path, runs: Mapping[str, Records]) -> None:
-    """Total loss per step of naive and fused training, and how far apart the two curves are.
+def plot_losses(path: Path, methods: Mapping[str, Mapping[str, Records]]) -> None:
+    """Total loss per step of naive and fused training, and how far apart the two curves are; a row for each method.
 
     Args:
         path: the PNG.
-        runs: step records under "ldreg-naive" and "ldreg".
+        methods: step records under "ldreg-naive" and "ldreg", by method.
     """
-    figure, (left, right) = _panels(2)
-    for name, steps in runs.items():
-        left.plot(_column(steps, "step"), _column(steps, "loss"), label=_LABELS[name], **_STYLES[name])
-    _name(left, "Training loss, same seed", "optimiser step", "total loss (nats)", legend=True)
-    naive, fused = runs["ldreg-naive"], runs["ldreg"]
-    gap = [abs(a["loss"] - b["loss"]) for a, b in zip(naive, fused, strict=True)]
-    right.semilogy(_column(naive, "step"), _positive(gap), color="#0072B2", marker=".", linewidth=1)
-    _name(right, "|naive - fused| (zeros left out)", "optimiser step", "difference of the total loss (nats)")
+    figure, grid = _grid(len(methods), 2)
+    for (method, runs), (left, right) in zip(methods.items(), grid, strict=True):
+        for name, steps in runs.items():
+            left.plot(_column(steps, "step"), _column(steps, "loss"), label=_LABELS[name], **_STYLES[name])
+        _name(left, f"{method}: training loss, same seed", "optimiser step", "total loss", legend=True)
+        naive, fused = runs["ldreg-naive"], runs["ldreg"]
+        gap = [abs(a["loss"] - b["loss"]) for a, b in zip(naive, fused, strict=True)]
+        right.semilogy(_column(naive, "step"), _positive(gap), color="#0072B2", marker=".", linewidth=1)
+        _name(right, f"{method}: |naive - fused| (zeros left out)", "optimiser step", "difference of the loss")
     _save(figure, path)
 
 
-def plot_geometry(path: Path, runs: Mapping[str, Records]) -> None:
-    """Geometric-mean LID and effective rank of held-out features over time, one line per run.
+def plot_geometry(path: Path, methods: Mapping[str, Mapping[str, Records]]) -> None:
+    """Geometric-mean LID and effective rank of held-out features over time, one line per run, a row for each method.
 
     Args:
         path: the PNG.
-        runs: geometry records by run.
+        methods: geometry records by run, by method.
     """
-    figure, (left, right) = _panels(2)
-    _geometry_panels(left, right, runs)
+    figure, grid = _grid(len(methods), 2)
+    for (method, runs), (left, right) in zip(methods.items(), grid, strict=True):
+        _geometry_panels(left, right, runs, f"{method}: ")
     _save(figure, path)
 
 
-def plot_spectra(path: Path, spectra: Mapping[str, Sequence[float]]) -> None:
-    """Covariance spectra of held-out features, logarithmic, one line per run.
+def plot_spectra(path: Path, methods: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Covariance spectra of held-out features, logarithmic, one line per run, a panel for each method.
 
     Args:
         path: the PNG.
-        spectra: eigenvalues, largest first, by run.
+        methods: eigenvalues, largest first, by run, by method.
     """
-    figure, (axes,) = _panels(1, width=8.0)
-    for name, spectrum in spectra.items():
-        # Each relative to its own largest value: the overall scale of the features carries no information
-        # about rank.
-        floor = 1e-12 * spectrum[0]  # below: rounding of a float32 encoder
-        visible = [value / spectrum[0] for value in spectrum if value > floor]
-        axes.semilogy(range(1, len(visible) + 1), visible, label=_LABELS[name], **_STYLES[name])
-    _name(
-        axes,
-        "Singular values of the feature covariance",
-        "index k, largest first",
-        "singular value relative to the largest",
-        legend=True,
-    )
+    figure, (panels,) = _grid(1, len(methods))
+    for (method, spectra), axes in zip(methods.items(), panels, strict=True):
+        for name, spectrum in spectra.items():
+            # Each relative to its own largest value: the overall scale of the features carries no information
+            # about rank.
+            floor = 1e-12 * spectrum[0]  # below: rounding of a float32 encoder
+            visible = [value / spectrum[0] for value in spectrum if value > floor]
+            axes.semilogy(range(1, len(visible) + 1), visible, label=_LABELS[name], **_STYLES[name])
+        _name(
+            axes,
+            f"{method}: spectrum of the feature covariance",
+            "index k, largest first",
+            "singular value relative to the largest",
+            legend=True,
+        )
     _save(figure, path)
 
 
@@ -113,7 +116,7 @@ def plot_verification(
         drifts: curves of |loss difference| per step, by label.
         limits: horizontal lines, by label, in the left panel.
     """
-    figure, (left, right) = _panels(2)
+    figure, ((left, right),) = _grid(1, 2)
     index = _column(steps, "step")
     left.semilogy(
         index, _positive(_column(steps, "gradient_difference")), color="#0072B2", marker=".", label="gradient"
@@ -135,21 +138,21 @@ def plot_verification(
         right,
         "Two trainings from one seed",
         "optimiser step",
-        "difference of the total loss (nats)",
+        "difference of the total loss",
         legend=True,
     )
     _save(figure, path)
 
 
-def _geometry_panels(lid_axes: Axes, rank_axes: Axes, runs: Mapping[str, Records]) -> None:
+def _geometry_panels(lid_axes: Axes, rank_axes: Axes, runs: Mapping[str, Records], title: str = "") -> None:
     for name, records in runs.items():
         style = _STYLES.get(name, _STYLES["ldreg"] | {"linestyle": "-"})
         epochs = [record["epoch"] + 1 for record in records]
         lid_axes.plot(epochs, _column(records, "lid_geometric_mean"), label=_LABELS.get(name), **style)
         rank_axes.plot(epochs, _column(records, "effective_rank"), label=_LABELS.get(name), **style)
     several = len(runs) > 1
-    _name(lid_axes, "LID, held-out images", "epoch", "geometric-mean LID (dimensions)", legend=several)
-    _name(rank_axes, "Effective rank, held-out images", "epoch", "effective rank (dimensions)", legend=several)
+    _name(lid_axes, f"{title}LID, held-out images", "epoch", "geometric-mean LID (dimensions)", legend=several)
+    _name(rank_axes, f"{title}effective rank, held-out images", "epoch", "effective rank (dimensions)", legend=several)
 
 
 def _column(records: Records, name: str) -> list[float]:
@@ -164,9 +167,9 @@ def _positive(values: Sequence[float]) -> list[float]:
     return [value if value > 0 else math.nan for value in values]
 
 
-def _panels(count: int, width: float = 6.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * count, 4.5), layout="constrained")
-    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(6.0 * columns, 4.5 * rows), layout="constrained")
+    return figure, [[figure.add_subplot(rows, columns, r * columns + c + 1) for c in range(columns)] for r in range(rows)]
 
 
 def _name(axes: Axes, title: str, x: str, y: str, *, legend: bool = False) -> None:
