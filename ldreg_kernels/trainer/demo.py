@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from ..kernels.reference import published_lid
 from .comparison import RegulariserClock
 from .config import TrainConfig, make_config
-from .data import fashion_mnist, load_data
+from .data import load_data
+from .data.files import folders
 from .engine import TrainingResult, prepare, train
 from .evaluation import Evaluation, encode, judge
 from .methods.base import Output
@@ -130,7 +131,8 @@ def demo_cases(
         ConfigError: the data set is not there.
     """
     if dataset is None:
-        dataset = "fashion-mnist" if root is not None or fashion_mnist.is_here() else "digits"
+        here = root is not None or any(place.is_dir() for place in folders("fashion-mnist", None))
+        dataset = "fashion-mnist" if here else "digits"
     changes = _SIZES.get(dataset, {}) | {"data.dataset": dataset, "seed": seed}
     changes |= {"data.root": str(root)} if root is not None else {}
     changes |= {"epochs": epochs} if epochs is not None else {}
