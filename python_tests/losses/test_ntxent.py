@@ -107,3 +107,29 @@ def test_bad_input_names_the_argument(
 def test_bad_temperature_is_refused_when_the_module_is_built() -> None:
     with pytest.raises(ValueError, match="temperature"):
         NTXentLoss(temperature=-1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e20, 1e30])
+def test_is_the_same_at_every_scale(scale: float) -> None:
+    z1, z2 = views(16, 8, dtype=torch.float32)
+    z1.requires_grad_()
+    loss = nt_xent_loss(z1, z2, temperature=0.1)
+    loss.backward()
+    scaled = (z1.detach() * scale).requires_grad_()
+    again = nt_xent_loss(scaled, z2 * scale, temperature=0.1)
+    again.backward()
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert float((scaled.grad.double() * scale - z1.grad).norm() / z1.grad.norm()) < 1e-5  # 1/t times rounding
+
+
+def test_a_zero_row_has_cosine_0_and_gradient_0() -> None:
+    z1, z2 = views(4, 3)
+    z1[2] = 0
+    loss = nt_xent_loss(z1.requires_grad_(), z2, temperature=0.1)
+    loss.backward()
+    z = [row / max(math.sqrt(float(row @ row)), 1e-300) for row in torch.cat([z1.detach(), z2])]
+    s = [[float(a @ b) / 0.1 for b in z] for a in z]
+    expected = [math.log(sum(math.exp(s[i][j]) for j in range(8) if j != i)) - s[i][(i + 4) % 8] for i in range(8)]
+    assert loss.item() == pytest.approx(sum(expected) / 8, rel=1e-12)
+    assert z1.grad[2].tolist() == [0] * 3
+    assert bool(z1.grad.isfinite().all())

@@ -1,0 +1,156 @@
+"""BYOL's loss against loops over rows in float64: value, gradient by the quotient rule, scale and edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldreg_kernels.losses import BYOLLoss, byol_loss
+
+
+def norm(v: list[float]) -> float:
+    return math.sqrt(math.fsum(x * x for x in v))
+
+
+def loop_byol(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> tuple[float, Tensor, Tensor]:
+    """The loss and its gradients by p1 and p2, number by number: d cos / dp = (z/|z| - cos p/|p|) / |p|."""
+    n = len(p1)
+    total, gradients = [], []
+    for predictions, targets in ((p1, z2), (p2, z1)):
+        gradient = torch.zeros(predictions.shape, dtype=torch.float64)
+        for i in range(n):
+            p, z = predictions[i].double().tolist(), targets[i].double().tolist()
+            cosine = math.fsum(a * b for a, b in zip(p, z, strict=True)) / (norm(p) * norm(z))
+            total.append((2 - 2 * cosine) / n)
+            for j in range(len(p)):
+                gradient[i, j] = -2 / n * (z[j] / norm(z) - cosine * p[j] / norm(p)) / norm(p)
+        gradients.append(gradient)
+    return math.fsum(total), gradients[0], gradients[1]
+
+
+def outputs(n: int, d: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(n * 100 + d)
+    return [torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 2), (2, 1), (5, 3), (8, 32)])
+def test_value_and_gradient_equal_the_loop(n: int, d: int) -> None:
+    p1, p2, z1, z2 = outputs(n, d)
+    value, by_p1, by_p2 = loop_byol(p1, p2, z1, z2)
+    loss = byol_loss(p1.requires_grad_(), p2.requires_grad_(), z1, z2)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-12)
+    # With one column the cosine is a sign and the gradient 0, up to rounding.
+    torch.testing.assert_close(p1.grad, by_p1, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(p2.grad, by_p2, rtol=1e-10, atol=1e-15)
+
+
+def test_float32_is_within_a_millionth() -> None:
+    p1, p2, z1, z2 = outputs(16, 64, torch.float32)
+    value, by_p1, _ = loop_byol(p1, p2, z1, z2)
+    loss = byol_loss(p1.requires_grad_(), p2, z1, z2)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert float((p1.grad - by_p1).norm() / by_p1.norm()) < 1e-6
+
+
+def test_gradient_by_finite_differences() -> None:
+    p1, p2, z1, z2 = outputs(3, 4)
+    assert torch.autograd.gradcheck(lambda a, b: byol_loss(a, b, z1, z2), (p1.requires_grad_(), p2.requires_grad_()))
+
+
+def test_is_a_sum_over_directions_from_0_to_8() -> None:
+    p = outputs(4, 6)[0]
+    assert byol_loss(p, p, p, p).item() == pytest.approx(0, abs=1e-14)
+    assert byol_loss(p, p, -p, -p).item() == pytest.approx(8, rel=1e-14)
+    assert byol_loss(p, p, p, -p).item() == pytest.approx(4, rel=1e-14)
+
+
+def test_each_prediction_meets_the_other_views_target() -> None:
+    one, other = torch.eye(4, dtype=torch.float64).chunk(2)  # orthogonal views
+    assert byol_loss(one, other, other, one).item() == pytest.approx(0, abs=1e-14)
+    assert byol_loss(one, other, one, other).item() == pytest.approx(4, rel=1e-14)
+
+
+def test_targets_get_no_gradient() -> None:
+    p1, p2, z1, z2 = (t.requires_grad_() for t in outputs(4, 3))
+    byol_loss(p1, p2, z1, z2).backward()
+    assert z1.grad is None
+    assert z2.grad is None
+    assert float(p1.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e20, 1e30])
+def test_is_the_same_at_every_scale(scale: float) -> None:
+    p1, p2, z1, z2 = outputs(6, 5, torch.float32)
+    loss = byol_loss(p1, p2, z1, z2)
+    scaled = (p1 * scale).requires_grad_()
+    again = byol_loss(scaled, p2 * scale, z1 / scale, z2)
+    again.backward()
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6)
+    _, by_p1, _ = loop_byol(p1, p2, z1, z2)  # the gradient goes with 1 / scale
+    assert float((scaled.grad.double() * scale - by_p1).norm() / by_p1.norm()) < 1e-6
+
+
+def test_a_zero_row_has_cosine_0_and_gradient_0() -> None:
+    p1, p2, z1, z2 = outputs(3, 4)
+    p1[1], z1[2] = 0, 0
+    loss = byol_loss(p1.requires_grad_(), p2.requires_grad_(), z1, z2)
+    loss.backward()
+    a, b = p1.detach(), p2.detach()
+    rest = [2 - 2 * float(torch.cosine_similarity(a[i], z2[i], dim=0)) for i in (0, 2)]
+    rest += [2 - 2 * float(torch.cosine_similarity(b[i], z1[i], dim=0)) for i in (0, 1)]
+    assert loss.item() == pytest.approx((sum(rest) + 2 + 2) / 3, rel=1e-12)
+    assert p1.grad[1].tolist() == [0] * 4
+    assert p2.grad[2].tolist() == [0] * 4
+    assert bool((p1.grad[0] != 0).all())
+
+
+def test_a_row_that_is_not_finite_shows() -> None:
+    p1, p2, z1, z2 = outputs(3, 4)
+    for bad in (math.inf, math.nan):
+        p1[1, 2] = bad
+        assert byol_loss(p1, p2, z1, z2).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, autocast: bool) -> None:
+    rows = outputs(8, 16, dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = byol_loss(*rows)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(loop_byol(*rows)[0], rel=1e-6)  # of the same, rounded inputs
+
+
+def test_module_is_the_function() -> None:
+    rows = outputs(5, 4)
+    assert torch.equal(BYOLLoss()(*rows), byol_loss(*rows))
+
+
+def test_compiles_into_one_graph() -> None:
+    rows = outputs(5, 4, torch.float32)
+    torch.testing.assert_close(torch.compile(byol_loss, fullgraph=True, backend="aot_eager")(*rows), byol_loss(*rows))
+
+
+ROWS = torch.ones(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.ones(3), ROWS, ROWS, ROWS), ValueError, r"p1 must have shape \[N, D\], got \[3\]"),
+        ((ROWS, torch.ones(2, 2), ROWS, ROWS), ValueError, r"p2 must have the shape of p1, \[3, 2\], got \[2, 2\]"),
+        ((ROWS, ROWS, ROWS.long(), ROWS), TypeError, "z1 must be a floating point tensor, got torch.int64"),
+        ((ROWS, ROWS, ROWS, ROWS.double()), TypeError, "z2 must have the dtype of p1"),
+        ((ROWS, ROWS, ROWS, None), TypeError, "z2 must be a floating point tensor, got NoneType"),
+        ((torch.ones(0, 2),) * 4, ValueError, "p1 must have at least 1 row"),
+        ((torch.ones(2, 0),) * 4, ValueError, "p1 must have at least 1 column"),
+    ],
+)
+def test_bad_input_names_the_argument(arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        byol_loss(*arguments)
