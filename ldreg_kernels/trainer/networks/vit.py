@@ -165,18 +165,22 @@ def initialise_transformer(network: nn.Module, *, fused: bool) -> None:
         network: changed in place.
         fused: q, k and v get the bound of the one matrix.
     """
-    for name, module in network.named_modules():
+    for module in network.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
-        elif fused and name.endswith(("q_proj", "k_proj", "v_proj")):
-            bound = math.sqrt(6 / (module.in_features + 3 * module.out_features))
-            nn.init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.data.flatten(1))  # as given, a kernel's area would count twice
         else:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if fused:
+        # By attribute and not by a pattern of names: a version of transformers with other names fails loudly here.
+        attentions = [module.attention for module in network.modules() if isinstance(module, ViTLayer)]
+        for attention in attentions:
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                bound = math.sqrt(6 / (projection.in_features + 3 * projection.out_features))
+                nn.init.uniform_(projection.weight, -bound, bound)
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
