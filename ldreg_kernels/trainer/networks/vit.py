@@ -69,8 +69,6 @@ class ViTEncoder(Encoder):
 
         fused = config.initialisation == "mae"
         initialise_transformer(self, fused=fused)
-        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))
-        nn.init.zeros_(self.patch_embedding.bias)
         nn.init.normal_(self.cls_token, std=0.02 if fused else 1e-6)
         if config.frozen_patch_embedding:
             self.patch_embedding.requires_grad_(False)
@@ -170,27 +168,32 @@ def transformer_layers(width: int, depth: int, heads: int) -> nn.ModuleList:
 
 
 def initialise_transformer(network: nn.Module, *, fused: bool) -> None:
-    """Xavier-uniform linear layers without bias at the start; layer norms begin as 1 and 0.
+    """Xavier-uniform weights and zero biases; layer norms begin as 1 and 0.
 
     MAE's published code holds q, k and v in one [3D, D] matrix, whose Xavier bound is sqrt(6 / 4D). MoCo v3 takes
-    the bound of each, sqrt(6 / 2D), which is larger.
+    the bound of each, sqrt(6 / 2D), which is larger. Both count the patch embedding as the matrix [D, C * patch^2]
+    that it is. (MAE leaves its bias at torch's default; here it is 0 too.)
 
     Args:
         network: changed in place.
         fused: q, k and v get the bound of the one matrix.
     """
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear):
-            if fused and name.endswith(("q_proj", "k_proj", "v_proj")):
-                bound = math.sqrt(6 / (module.in_features + 3 * module.out_features))
-                nn.init.uniform_(module.weight, -bound, bound)
-            else:
-                nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))  # as given, a kernel's area would count twice
+        else:
+            continue
+        if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if fused:
+        # By attribute and not by a pattern of names: a version of transformers with other names fails loudly here.
+        attentions = [module.attention for module in network.modules() if isinstance(module, ViTLayer)]
+        for attention in attentions:
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                bound = math.sqrt(6 / (projection.in_features + 3 * projection.out_features))
+                nn.init.uniform_(projection.weight, -bound, bound)
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
