@@ -1,14 +1,12 @@
-"""Data, augmentation, backbone and head: shapes, ranges, and the properties their comments claim."""
+"""Data, backbone and head: shapes, ranges, and the properties their comments claim."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ldreg_kernels.trainer.augmentation import build_augmentation
 from ldreg_kernels.trainer.backbones import build_encoder
 from ldreg_kernels.trainer.config import (
-    AugmentationConfig,
     ConfigError,
     DataConfig,
     EncoderConfig,
@@ -36,33 +34,6 @@ def test_loader_drops_the_smaller_batch_and_refuses_a_larger_one() -> None:
     assert [len(images) for (images,) in training_loader(data, 256)] == [256] * 5
     with pytest.raises(ConfigError, match="batch_size: must be at most 1347"):
         training_loader(data, 2000)
-
-
-def test_views_differ_per_image_and_per_call_and_follow_the_seed() -> None:
-    augment = build_augmentation(AugmentationConfig())
-    image = load_data(DataConfig(), 0).train_images[:1].repeat(8, 1, 1, 1)
-    torch.manual_seed(0)
-    first, second = augment(image), augment(image)
-    torch.manual_seed(0)
-    assert torch.equal(augment(image), first)
-    assert first.shape == image.shape
-    assert not torch.equal(first, second)
-    assert not torch.equal(first[0], first[1])
-
-
-def test_views_are_not_mirrored() -> None:
-    """A view of an image with all its ink on the left keeps most of it there, however often one draws."""
-    image = torch.zeros(200, 1, 8, 8)
-    image[..., :2] = 1.0
-    torch.manual_seed(0)
-    views = build_augmentation(AugmentationConfig(noise_std=0.0))(image)
-    assert (views[..., :4].sum((1, 2, 3)) > views[..., 4:].sum((1, 2, 3))).all()
-
-
-def test_no_strength_leaves_the_image_alone() -> None:
-    none = AugmentationConfig(degrees=0, translate=0, scale=(1, 1), shear=0, brightness=0, contrast=0, noise_std=0)
-    images = load_data(DataConfig(), 0).train_images[:16]
-    torch.testing.assert_close(build_augmentation(none)(images), images, atol=1e-5, rtol=0)
 
 
 def test_resnet18_has_its_size_and_the_small_stem() -> None:

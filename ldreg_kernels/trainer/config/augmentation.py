@@ -6,15 +6,18 @@ has become a name: this file knows ranges only.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Section
 
 Recipe = Literal["auto", "simclr", "byol", "moco-v2", "mae", "grey", "strokes"]
 Interpolation = Literal["bicubic", "bilinear"]
 Normalise = Literal["none", "imagenet"]
+
+# Settings of earlier versions, when digits were the only images.
+_MOVED = ("degrees", "translate", "scale", "shear", "brightness", "contrast")
 
 
 class StrokesConfig(Section):
@@ -57,6 +60,14 @@ class AugmentationConfig(Section):
     interpolation: Interpolation = "bicubic"
     normalise: Normalise = Field("none", description="imagenet: mean and deviation of its channels, after all else")
     strokes: StrokesConfig = StrokesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_where_settings_went(cls, values: Any) -> Any:
+        moved = [name for name in _MOVED if isinstance(values, dict) and name in values]
+        if moved:
+            raise ValueError("; ".join(f"the setting {name} is now augmentation.strokes.{name}" for name in moved))
+        return values
 
     @field_validator("crop_scale")
     @classmethod

@@ -100,7 +100,7 @@ class CentreCrop:
         shorter = min(image.size)
         # The longer side is rounded down, as torchvision's Resize does.
         width, height = (side if edge == shorter else edge * side // shorter for edge in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         resized = _resize(image, width, height, self.interpolation)
         return resized.crop((left, top, left + self.size, top + self.size))
 
