@@ -48,6 +48,7 @@ def test_seeded_names_a_device_it_cannot_seed() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_seeded_covers_the_gpu() -> None:
     device = torch.device("cuda")
     torch.cuda.manual_seed(5)
