@@ -85,7 +85,7 @@ def _find(name: str, archive: _Archive, root: Path | None) -> Path:
 
 
 def _contents(name: str, place: Path, archive: _Archive) -> Iterator[tuple[str, str, bytes]]:
-    """(file, where it is, its bytes) of every wanted file. An archive is read in one pass, nothing is unpacked to disk."""
+    """(file, where it is, its bytes) of every wanted file; an archive is read in one pass, not unpacked."""
     wanted = (*archive.train, *archive.test)
     if place.is_dir():
         for file in wanted:

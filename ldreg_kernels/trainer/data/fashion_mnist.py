@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 60,000 + 10,000 grey images of 28 x 28 pixels in ten classes.
 
 Read from the four published IDX files, as Debian's package `dataset-fashion-mnist` brings them. An IDX file is
-big-endian: two zero bytes, 8 for unsigned bytes, the number of axes, the length of every axis in four bytes, the values.
+big-endian: two zero bytes, 8 for unsigned bytes, the number of axes, the length of each in four bytes, the values.
 """
 
 from __future__ import annotations

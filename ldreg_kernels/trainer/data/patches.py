@@ -25,6 +25,7 @@ from .source import ArraySource, ImageData
 NAME = "patches"
 SIDE = 32
 CELL, STRIDE = 96, 16  # 5 x 5 patches in a cell; neighbours share half of their pixels
+MAX_CELLS = 24
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
     "skimage": (
@@ -49,9 +50,15 @@ def load(config: DataConfig) -> ImageData:
     test: list[np.ndarray] = []
     paths = photographs()
     for label, path in enumerate(paths):
-        held_out, cells = _hold_out_cells(_read(path), config, label)
-        test.append(_patches(cells[held_out]))
-        train.append(_patches(cells[~held_out]))
+        cells = _cells(_read(path), derive(config.split_seed, label))
+        count = round(config.test_fraction * len(cells))
+        if not 0 < count < len(cells):
+            raise ConfigError(
+                f"data.test_fraction: leaves {count} of a photograph's {len(cells)} cells for the test, "
+                f"got {config.test_fraction}"
+            )
+        test.append(_patches(cells[:count]))
+        train.append(_patches(cells[count:]))
     return ImageData(NAME, _source(train), _source(test), len(paths), (SIDE, SIDE))
 
 
@@ -76,19 +83,14 @@ def _read(path: Path) -> np.ndarray:
         raise damaged(NAME, path, error) from None
 
 
-def _hold_out_cells(photograph: np.ndarray, config: DataConfig, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which cells are held out [n] bool, and all cells [n, 96, 96, 3]; what is left at the edges is not used."""
+def _cells(photograph: np.ndarray, seed: int) -> np.ndarray:
+    """Cells [n, 96, 96, 3] in random order. What is left at the edges is not used, nor more than MAX_CELLS: a large
+    photograph would be most of the set.
+    """
     rows, columns = photograph.shape[0] // CELL, photograph.shape[1] // CELL
     cells = photograph[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL, 3).swapaxes(1, 2)
-    count = round(config.test_fraction * rows * columns)
-    if not 0 < count < rows * columns:
-        raise ConfigError(
-            f"data.test_fraction: leaves {count} of a photograph's {rows * columns} cells for the test, "
-            f"got {config.test_fraction}"
-        )
-    held_out = np.zeros(rows * columns, dtype=bool)
-    held_out[np.random.default_rng(derive(config.split_seed, label)).permutation(rows * columns)[:count]] = True
-    return held_out, cells.reshape(-1, CELL, CELL, 3)
+    order = np.random.default_rng(seed).permutation(rows * columns)[:MAX_CELLS]
+    return cells.reshape(-1, CELL, CELL, 3)[order]
 
 
 def _patches(cells: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ chosen such that the brightest pixel of the set just fits. What u is decides the
     sphere   u = z / |z|, z normal in m + 1 dimensions
     torus    u = (cos t_1, sin t_1, ..., cos t_m, sin t_m), t uniform
 
-Sphere and torus have no edge and the same density everywhere, which leaves LID no excuse. Rounding to grey levels
+Sphere and torus have no edge and the same density everywhere. Rounding to grey levels
 (and `noise`) adds a little thickness in all directions: neighbours must be further apart than that. Classes are equally
 full slices of the first coordinate of u, so the labels can be learnt.
 """
