@@ -37,7 +37,9 @@ errors = Console(stderr=True)
 ConfigFile = Annotated[Path | None, typer.Argument(help="Configuration, .json or .toml; left out: the defaults.")]
 Method = Annotated[str | None, typer.Option(help="simclr, byol or mae; short for --set method.name=.")]
 Preset = Annotated[str | None, typer.Option(help="A recipe under the configuration, such as simclr-tuned.")]
-Dataset = Annotated[str | None, typer.Option(help="digits, fashion-mnist, cifar10, ...; short for --set data.dataset=.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, fashion-mnist, cifar10, ...; short for --set data.dataset=.")
+]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set; short for --set data.root=.")]
 Overrides = Annotated[
     list[str] | None,
@@ -121,7 +123,9 @@ def verify(
 
 @app.command()
 def demo(
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each run; left out: what fits six minutes.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each run; left out: what fits six minutes.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all runs.")] = 0,
     dataset: Annotated[
         str | None, typer.Option(help="Left out: fashion-mnist if it is on this machine, else digits.")
@@ -129,8 +133,8 @@ def demo(
     root: Root = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs, the figures and demo.json.")] = Path("runs/demo"),
 ) -> None:
-    """SimCLR, BYOL and MAE on real images, each without a regulariser, with LDReg naive and with LDReg fused. Minutes on
-    two cores.
+    """SimCLR, BYOL and MAE on real images, each without a regulariser, with LDReg naive and with LDReg fused. Minutes
+    on two cores.
     """
     with _errors_as_exit_codes():
         from .trainer.demo import demo_cases, demo_table, run_demo
@@ -149,7 +153,9 @@ def demo(
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="digits, fashion-mnist, mnist5k, patches, cifar10, cifar100, folder, ...")],
+    name: Annotated[
+        str, typer.Argument(help="digits, fashion-mnist, mnist5k, patches, cifar10, cifar100, folder, ...")
+    ],
 ) -> None:
     """Say where a data set is looked for, how to get it, its size and its licence. Nothing is downloaded."""
     with _errors_as_exit_codes():

@@ -97,8 +97,6 @@ def load_encoder(path: Path) -> Encoder:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
     config = make_config(json.loads(metadata["config"]))
-    encoder = build_encoder(
-        config.encoder, channels=int(metadata["channels"]), image_size=int(metadata["image_size"])
-    )
+    encoder = build_encoder(config.encoder, channels=int(metadata["channels"]), image_size=int(metadata["image_size"]))
     encoder.load_state_dict(load_file(str(path)))
     return encoder.eval()

@@ -62,9 +62,7 @@ class StepComparison:
         return asdict(self)
 
 
-def compare(
-    step: int, output: Output, naive: Regulariser, fused: Regulariser, *, k: int, gap: float
-) -> StepComparison:
+def compare(step: int, output: Output, naive: Regulariser, fused: Regulariser, *, k: int, gap: float) -> StepComparison:
     """Compute the regulariser and its gradient both ways on the same output.
 
     Args:
@@ -175,7 +173,7 @@ def _value_and_gradient(regulariser: Regulariser, output: Output) -> tuple[float
     value, stats = regulariser(output._replace(features=leaf))
     value.backward()
     assert leaf.grad is not None  # for the type checker: backward has just filled it
-    return value.item(), leaf.grad, int(stats.degenerate) if stats is not None else 0
+    return value.item(), leaf.grad, 0 if stats is None or stats.degenerate is None else int(stats.degenerate)
 
 
 def _ratio(difference: Tensor, size: Tensor) -> float:

@@ -108,7 +108,7 @@ class Demo:
             f"Forward and backward of the regulariser, timed in turn on the same features: {times}.",
             f"MinLID {verb}: effective rank {plain.effective_rank:.1f} to {minlid.effective_rank:.1f}, "
             f"LID {plain.lid_geometric_mean:.2f} to {minlid.lid_geometric_mean:.2f}.",
-            "One seed, small images: differences in accuracy between the rows of a method are of the size of the noise. "
+            "One seed, small images: differences in accuracy between the rows of a method are within the noise. "
             "The controls show that a high rank or LID alone is no quality.",
         ]
 
@@ -185,7 +185,7 @@ def controls(cases: Sequence[Case]) -> dict[str, Evaluation]:
     Returns:
         Evaluations by name.
     """
-    found = {}
+    found: dict[str, Evaluation] = {}
     for case in cases:
         name = f"random {case.config.encoder.name}"
         if name in found:
@@ -195,8 +195,8 @@ def controls(cases: Sequence[Case]) -> dict[str, Evaluation]:
         if not found:
             networks = {"raw pixels": nn.Flatten(), **networks}
         for control, network in networks.items():
-            parts = (encode(network, source, run.clean) for source in (run.data.train, run.data.test))
-            found[control] = judge(*parts, case.config.evaluation)
+            train_part, test_part = (encode(network, part, run.clean) for part in (run.data.train, run.data.test))
+            found[control] = judge(train_part, test_part, case.config.evaluation)
     return found
 
 
@@ -271,7 +271,7 @@ def _write(folder: Path, demo: Demo) -> None:
     plot_losses(folder / "losses.png", {m: {n: r.steps for n, r in runs.items()} for m, runs in curves.items()})
     runs = by_method(every)
     plot_geometry(folder / "lid_and_rank.png", {m: {n: r.geometries for n, r in rs.items()} for m, rs in runs.items()})
-    plot_spectra(folder / "spectra.png", {m: {n: r.spectrum for n, r in rs.items()} for m, rs in runs.items()})
+    plot_spectra(folder / "spectra.png", {m: {n: r.final.spectrum for n, r in rs.items()} for m, rs in runs.items()})
     write_json(
         folder / "demo.json",
         {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from .data import ImageData, load_data
 from .data.loader import RawBatch, TrainingLoader, training_loader
 from .evaluation import Clean, Evaluation, Geometry, encode, evaluate, measure_geometry
 from .methods import VIEWS_PER_IMAGE, Batch, Method, Time, build_method
-from .optim import build_optimiser, learning_rate, set_learning_rate
+from .optim import LearningRate, build_optimiser, learning_rate, set_learning_rate
 from .randomness import seeded
 from .regularisers import Regulariser, add_terms, build_regulariser
 from .run_folder import RunFolder
@@ -45,7 +45,7 @@ class TrainingRun:
     accelerator: Accelerator
     method: Any  # a Method, in whatever accelerate wraps around it
     optimiser: Any
-    learning_rate: Callable[[Time], float]
+    learning_rate: LearningRate
     loader: TrainingLoader
     views: DeviceViews
     image_size: int  # side of the views in pixels

@@ -169,7 +169,9 @@ def _positive(values: Sequence[float]) -> list[float]:
 
 def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     figure = Figure(figsize=(6.0 * columns, 4.5 * rows), layout="constrained")
-    return figure, [[figure.add_subplot(rows, columns, r * columns + c + 1) for c in range(columns)] for r in range(rows)]
+    return figure, [
+        [figure.add_subplot(rows, columns, r * columns + c + 1) for c in range(columns)] for r in range(rows)
+    ]
 
 
 def _name(axes: Axes, title: str, x: str, y: str, *, legend: bool = False) -> None:

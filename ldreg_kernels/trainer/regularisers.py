@@ -34,13 +34,11 @@ class Term(NamedTuple):
 
 
 class Regulariser(Protocol):
-    """A term of the loss: a function of a method's output, and a weight that may depend on the time.
+    """A term of the loss: a function of a method's output, and a weight that may depend on the time."""
 
-    Attributes:
-        ratio: None, or the share of the gradient at the features that sets the weight.
-    """
-
-    ratio: float | None
+    @property
+    def ratio(self) -> float | None:
+        """None, or the share of the gradient at the features that sets the weight."""
 
     def __call__(self, output: Output, group: Any = None) -> Term:
         """R of an output; `group` is the process group whose features are references too."""

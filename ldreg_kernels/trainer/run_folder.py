@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,11 @@ class RunFolder:
         self.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
         return [r for r in kept if r["kind"] == "step"], [r for r in kept if r["kind"] == "geometry"]
 
-    def finish(self, numbers: dict[str, float], spectrum: list[float]) -> None:
+    def finish(self, numbers: Mapping[str, Any], spectrum: list[float]) -> None:
         """Write summary.json and close the TensorBoard file.
 
         Args:
-            numbers: final evaluation.
+            numbers: final evaluation, speed, images that were not read.
             spectrum: covariance eigenvalues.
         """
         write_json(self.summary, {**numbers, "covariance_spectrum": spectrum})

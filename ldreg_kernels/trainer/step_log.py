@@ -1,14 +1,14 @@
 """The numbers of training steps, read from the device once every `log_every` steps and never in between.
 
-Every step leaves a row of 0-d tensors where they are; a flush stacks the rows, reads them in one transfer, and turns them
-into records. NaN and Inf are found there, with the step they arose in.
+Every step leaves a row of 0-d tensors where they are; a reading stacks the rows, fetches them in one transfer, and
+turns them into records. NaN and Inf are found there, with the step they arose in.
 """
 
 from __future__ import annotations
 
 import math
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +109,11 @@ class StepLog:
         elapsed = clock.perf_counter() - self._started
         records = []
         for time, learning_rate, numbers in self._rows:
-            record = {"kind": "step", "step": time.step, "epoch": time.epoch} | {n: next(values) for n in numbers}
-            for name in record.keys() & {"degenerate"}:
-                record[name] = int(record[name])
-            records.append(record | {"lr": learning_rate})
+            record: dict[str, Any] = {"kind": "step", "step": time.step, "epoch": time.epoch}
+            record |= {name: next(values) for name in numbers} | {"lr": learning_rate}
+            if "degenerate" in record:
+                record["degenerate"] = int(record["degenerate"])
+            records.append(record)
         bad = next((r for r in records if not math.isfinite(r["loss"])), None)
         if bad is None and self._features is not None:
             records[-1]["batch_effective_rank"] = effective_rank(self._features[:_RANK_ROWS], variant="cov")
@@ -146,8 +147,8 @@ def step_numbers(output: Output, total: Total) -> dict[str, Tensor]:
     """What a step leaves in the log, as 0-d tensors.
 
     `loss` is what was minimised, `ssl_loss` the method's part, `regulariser` R without its weight, `lid` the geometric
-    mean over the usable rows of the batch, `degenerate` how many are not. Further regularisers have a number behind the
-    name. `weight` and `gradient_ratio` appear where they are not plain settings, the latter in the steps it was measured.
+    mean over the usable rows of the batch, `degenerate` how many are not. Further regularisers have a number behind
+    the name. `weight` appears where a ratio sets it, `gradient_ratio` in the steps in which it was measured.
 
     Args:
         output: of the method.

@@ -1,7 +1,7 @@
 """What the command line shows of a run: progress bars while it trains, tables when it is done.
 
-A bar has the loss, the batch's LID and effective rank, images per second and the time left; it moves whenever the log is
-read. Where output is not a terminal there are no bars, so that a log file stays readable.
+A bar has the loss, the batch's LID and effective rank, images per second and the time left; it moves whenever the log
+is read. Where output is not a terminal there are no bars, so that a log file stays readable.
 """
 
 from __future__ import annotations

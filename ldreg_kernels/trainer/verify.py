@@ -2,8 +2,9 @@
 
 Three questions, from sharp to blunt; the answer is yes only if every check passes.
 
-1. On the same features, and with the method's extra references, at every step of a run: do value and gradient agree with the naive computation in
-   float64? Limits from the precision contract: 1e-5 for R, 1e-5 in L2 for the gradient given the neighbours.
+1. On the same features, and with the method's extra references, at every step of a run: do value and gradient agree
+   with the naive computation in float64? Limits from the precision contract: 1e-5 for R, 1e-5 in L2 for the gradient
+   given the neighbours.
 2. From one seed, do two trainings stay together? Training is chaotic: a difference of one rounding grows
    about tenfold per step at first and is as large as the batch noise after a dozen, so no fixed limit on late
    losses means anything. The yardstick is training against itself: naive again, three times, from initial
@@ -24,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,7 +173,7 @@ class StepComparer(Observer):
         if self._pair is None:  # the first step tells the device
             naive, fused = (build_regulariser(config, step.output.features.device) for config in self._configs)
             self._pair = naive, self._given or fused
-            self.clock = RegulariserClock({"naive": _value(naive), "fused": _value(self._pair[1])})
+            self.clock = RegulariserClock({"naive": _value(self._pair[0]), "fused": _value(self._pair[1])})
         self.steps.append(compare(step.time.step, step.output, *self._pair, k=self._configs[0].k, gap=self._gap))
         self.clock.step(step)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from ldreg_kernels.trainer.backbones import build_encoder
+from ldreg_kernels.trainer.heads import simclr_projector
+
 from ldreg_kernels.trainer.config import (
     ConfigError,
     DataConfig,
@@ -13,7 +14,6 @@ from ldreg_kernels.trainer.config import (
     TrainConfig,
 )
 from ldreg_kernels.trainer.data import load_data, training_loader
-from ldreg_kernels.trainer.heads import simclr_projector
 from ldreg_kernels.trainer.methods import build_method
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .base import ConfigError
+from .optim import MEANT_FOR
 from .renamed import refuse_old_names
 from .run import TrainConfig
 
@@ -44,7 +45,9 @@ def make_config(
     """
     given = _over(read_preset(preset), values) if preset else copy.deepcopy(dict(values))
     refuse_old_names(given, overrides or {})
-    overrides = {("method.name" if n == "method" and isinstance(v, str) else n): v for n, v in (overrides or {}).items()}
+    overrides = {
+        ("method.name" if n == "method" and isinstance(v, str) else n): v for n, v in (overrides or {}).items()
+    }
     if isinstance(given.get("method"), str):
         given["method"] = {"name": given["method"]}
     if "method.name" in overrides:
@@ -127,6 +130,8 @@ def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(dict(base))
     for name, value in upper.items():
         below = merged.get(name)
+        if name == "optimiser" and isinstance(below, dict) and isinstance(value, Mapping) and "name" in value:
+            below = merged[name] = _without_foreign(below, value["name"])
         if isinstance(below, dict) and isinstance(value, Mapping) and _same_kind(name, below, value):
             merged[name] = _over(below, value)
         elif name == "method" and isinstance(below, dict) and value == below.get("name"):
@@ -138,6 +143,11 @@ def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 def _same_kind(section: str, below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
     return section not in _UNIONS or value.get("name", below.get("name")) == below.get("name")
+
+
+def _without_foreign(optimiser: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """The settings that an optimiser of another name still has: a preset's betas mean nothing to SGD."""
+    return {setting: v for setting, v in optimiser.items() if name in MEANT_FOR.get(setting, (name,))}
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -157,6 +167,8 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
         return
     if leaf == "name" and len(sections) == 1 and sections[0] in _UNIONS and place.get("name", value) != value:
         place.clear()  # the fields of another method, or of another encoder
+    if dotted == "optimiser.name":
+        values["optimiser"] = place = _without_foreign(place, value)
     place[leaf] = value
 
 

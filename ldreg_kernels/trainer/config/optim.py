@@ -15,7 +15,7 @@ from .base import Section
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Settings that only some optimisers have.
-_MEANT_FOR = {
+MEANT_FOR = {
     "momentum": ("sgd", "lars", "larc"),
     "nesterov": ("sgd",),
     "betas": ("adamw",),
@@ -48,7 +48,7 @@ class OptimiserConfig(Section):
 
     @model_validator(mode="after")
     def _settings_have_a_meaning(self) -> OptimiserConfig:
-        for setting, names in _MEANT_FOR.items():
+        for setting, names in MEANT_FOR.items():
             if setting in self.model_fields_set and self.name not in names:
                 raise ValueError(
                     f"{setting} has no meaning for {self.name}, leave it out (it is for {', '.join(names)})"
@@ -61,4 +61,4 @@ class OptimiserConfig(Section):
     def _without_what_has_no_meaning(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Else a configuration that was written down with its defaults could not be read again."""
         written: dict[str, Any] = handler(self)
-        return {key: value for key, value in written.items() if self.name in _MEANT_FOR.get(key, (self.name,))}
+        return {key: value for key, value in written.items() if self.name in MEANT_FOR.get(key, (self.name,))}

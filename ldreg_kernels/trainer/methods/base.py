@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     views: list[Tensor]  # [N, C, H, W] each; global crops first
     labels: Tensor | None  # [N] int64; for evaluation only
-    index: Tensor  # [N] int64, place in the source
+    index: Tensor  # type: ignore[assignment]  # [N] int64, place in the source; hides tuple.index
 
 
 class Output(NamedTuple):

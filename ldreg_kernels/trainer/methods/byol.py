@@ -8,9 +8,9 @@ The momentum networks begin as an exact copy, their batch normalisation sees its
 parameters move: the set-up of methods that work, not of the released LDReg script, which starts the copy from other
 weights on every process.
 
-For LDReg the momentum encoder's features are further references: 2N queries against 4B rows, self_index 0. The published
-code computes one term for each view and adds the two, which is twice the mean over 2N rows taken here: its weight
-beta (0.005) is 2 beta = 0.01 here.
+For LDReg the momentum encoder's features are further references: 2N queries against 4B rows, self_index 0. The
+published code computes one term for each view and adds the two, which is twice the mean over 2N rows taken here: its
+weight beta (0.005) is 2 beta = 0.01 here.
 """
 
 from __future__ import annotations

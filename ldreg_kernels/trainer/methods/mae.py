@@ -3,9 +3,9 @@
     tokens = encoder(visible patches),  prediction = decoder(tokens, mask tokens)
     loss = mean over masked patches of the mean squared error, targets standardised per patch (norm_pix)
 
-The regulariser acts on the CLS token after the encoder's last norm, N rows. Such tokens share a large common part, where
-distances by matrix products fail; the published code switches to plain differences for this method alone. Our op is
-exact by construction, so there is nothing to switch.
+The regulariser acts on the CLS token after the encoder's last norm, N rows. Such tokens share a large common part,
+where distances by matrix products fail; the published code switches to plain differences for this method alone. Our
+op is exact by construction, so there is nothing to switch.
 """
 
 from __future__ import annotations

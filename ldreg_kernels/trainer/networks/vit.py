@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig as ViTSettings
 from transformers.models.vit.modeling_vit import ViTLayer
 
+from ...losses.mae import patchify
 from ..config.base import ConfigError
 from ..config.networks import ViTConfig
 from .encoder import Encoder
@@ -109,10 +110,7 @@ class ViTEncoder(Encoder):
         Returns:
             [N, L, patch_pixels]; patches row by row, in a patch row, column, channel.
         """
-        count, channels, height, width = images.shape
-        size = self.patch_size
-        grid = images.reshape(count, channels, height // size, size, width // size, size)
-        return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, self.patch_pixels)
+        return patchify(images, self.patch_size)
 
     def _embed(self, images: Tensor) -> Tensor:
         """Patches with their positions: [N, C, H, W] -> [N, L, D]."""
