@@ -132,14 +132,14 @@ def test_the_gradient_at_the_features_is_all_that_reaches_cls(tiny_of: TinyOf) -
     output = forward(method, images)
     (gradient,) = torch.autograd.grad(output.loss, output.features)
     direction = torch.randn(6, 96, dtype=torch.float64)
-    step = 0.0
+    steps = [1e-4, -1e-4]
 
     def move(_: Any, __: Any, tokens: Tensor) -> Tensor:
-        return torch.cat([tokens[:, :1] + step * direction[:, None], tokens[:, 1:]], 1)
+        return torch.cat([tokens[:, :1] + steps[len(losses)] * direction[:, None], tokens[:, 1:]], 1)
 
     method.encoder.norm.register_forward_hook(move)
-    losses = []
-    for step in (1e-4, -1e-4):
+    losses: list[float] = []
+    for _ in steps:
         losses.append(forward(method, images).loss.item())
     slope = (losses[0] - losses[1]) / 2e-4
     assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
