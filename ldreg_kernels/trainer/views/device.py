@@ -13,13 +13,16 @@ after every step but the noise. One channel has no hue, saturation or grey: thes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
 from .recipes import ViewSpec
+
+if TYPE_CHECKING:
+    from ..config.augmentation import Normalise
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +48,7 @@ class DeviceViews(nn.Module):
         *,
         channels: int,
         size: int,
-        normalise: Literal["none", "imagenet"] = "none",
+        normalise: Normalise = "none",
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
