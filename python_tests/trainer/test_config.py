@@ -155,7 +155,7 @@ def test_presets_have_the_published_constants() -> None:
         ({"temperature": 0.5}, "temperature: no such setting any more, it is now method.temperature"),
         ({"projector": {"hidden_dim": 8}}, "projector: no such setting any more, it is now method.projector"),
         ({"regulariser": {"k": 8}}, "regulariser: no such setting any more, it is now regularisers, a list"),
-        ({"augmentation": {"shear": 1}}, "augmentation.shear: .* it is now augmentation.strokes.shear"),
+        ({"augmentation": {"shear": 1}}, "shear is now augmentation.strokes.shear"),
     ],
 )
 def test_old_names_say_the_new_ones(values: dict[str, Any], message: str) -> None:
