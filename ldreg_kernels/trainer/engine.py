@@ -9,6 +9,7 @@ The engine prints nothing and draws nothing: whoever wants to watch a run passes
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -231,12 +232,11 @@ def train(
         )
     final = evaluate(run.bare_method.encoder, run.data, run.clean, config.evaluation)
     unreadable = sorted(run.unreadable | set(final.unreadable))
-    if folder is not None:
-        folder.finish(
-            final.numbers() | {"images_per_second": recorder.images_per_second, "unreadable": unreadable},
-            final.spectrum,
-        )
-    return TrainingResult(recorder.steps, recorder.geometries, final, recorder.images_per_second, unreadable)
+    speed = recorder.images_per_second
+    if folder is not None and not (math.isnan(speed) and folder.summary.exists()):  # resumed at its very end
+        measured = {} if math.isnan(speed) else {"images_per_second": speed}
+        folder.finish(final.numbers() | measured | {"unreadable": unreadable}, final.spectrum)
+    return TrainingResult(recorder.steps, recorder.geometries, final, speed, unreadable)
 
 
 def step_log(run: TrainingRun, observers: Sequence[Observer]) -> StepLog:
