@@ -10,7 +10,7 @@ relative:
 R is a mean of logarithms, so its error is absolute by nature; dividing by |R64| below 1 would judge LID = 1,
 where R = 0, by an impossible standard. A row is judged if its k-th neighbour stands apart from the (k-1)-th
 and the (k+1)-th by more than `gap`, relative to the k-th: the k-th distance has a weight of its own in the
-gradient, so where two neighbours tie for that place to within rounding, either choice is right, the LID is
+gradient, so where two different neighbours tie for that place to within rounding, either choice is right, the LID is
 the same, and yet the gradients legitimately differ. Rows that are not judged are counted, because a
 comparison that judges nothing proves nothing.
 """
@@ -99,7 +99,10 @@ def compare(step: int, output: Output, naive: Regulariser, fused: Regulariser, *
 
 
 def relative_gap(features: Tensor, extra_references: Tensor | None, k: int) -> Tensor:
-    """min(d_(k+1) - d_k, d_k - d_(k-1)) / d_k of every row, in float64, from plain differences.
+    """min |d_j - d_k| / d_k of every row over its neighbours j beside the k-th, in float64, from plain differences.
+
+    A neighbour equal to the k-th does not count, whichever of the two comes first: they pull in the same direction. In
+    BYOL's first steps every row is there twice, because the momentum encoder begins as a copy.
 
     Args:
         features: [Q, D].
@@ -107,15 +110,20 @@ def relative_gap(features: Tensor, extra_references: Tensor | None, k: int) -> T
         k: neighbours, self not counted, 2 <= k <= Q + M - 1.
 
     Returns:
-        [Q] float64; NaN where d_k = 0.
+        [Q] float64; NaN where d_k = 0, and 0 where there are so many equal neighbours that the next other one was not
+        looked for.
     """
     x = features.double()
     y = x if extra_references is None else torch.cat([x, extra_references.double()])
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # [Q, Q + M]
     distances.fill_diagonal_(-1.0)  # the row itself, always first
-    nearest = distances.topk(min(k + 2, len(y)), largest=False, sorted=True).values  # [Q, <= k + 2]
-    around = nearest[:, k - 1 :].diff(dim=1)  # [Q, 2], or [Q, 1] where there is no (k+1)-th neighbour
-    return around.amin(1) / nearest[:, k]
+    near, rows = distances.topk(min(k + 3, len(y)), largest=False, sorted=True)  # [Q, <= k + 3]
+    first = max(k - 2, 1)
+    kth = y[rows[:, k]]  # [Q, D]
+    equal = torch.stack([(y[column] == kth).all(1) for column in rows[:, first:].unbind(1)], 1)  # [Q, <= 5]
+    gaps = (near[:, first:] - near[:, k : k + 1]).abs().masked_fill(equal, torch.inf)
+    hidden = (equal[:, 0] & (first > 1)) | (equal[:, -1] & (len(y) > k + 3))
+    return gaps.amin(1).masked_fill(hidden, 0.0) / near[:, k]
 
 
 class RegulariserClock(Observer):

@@ -22,6 +22,7 @@ Beside the verdict: the share of a training step that the regulariser takes, nai
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from .config import ConfigError, TrainConfig
 from .engine import Recorder, prepare, step_log, train, train_one_epoch
 from .methods.base import Output
 from .plots import plot_verification
+from .randomness import derive
 from .regularisers import Regulariser, build_regulariser
 from .run_folder import environment, write_json
 from .step_log import Observer, Step
@@ -195,11 +197,13 @@ def yardstick(config: TrainConfig, limits: Tolerances, seed: int, observers: Seq
         Step records.
     """
     run = prepare(config)
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in run.method.parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            parameter.mul_(1 + limits.perturbation * noise)
+            # The noise follows from what is in the tensor, so that a momentum network that begins as a copy stays one:
+            # references at 1e-7 from their queries would be another training, not the same one 1e-7 apart.
+            content = zlib.crc32(parameter.cpu().numpy().tobytes())
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(derive(seed, content)))
+            parameter.mul_(1 + limits.perturbation * noise.to(parameter.device))
     recorder = Recorder()
     log = step_log(run, [recorder, *observers])
     for epoch in range(min(limits.drift_epochs, config.epochs)):
