@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from . import checkpoint
 from .config import ConfigError, TrainConfig
@@ -124,7 +125,9 @@ def _on_device(run: TrainingRun, raw: RawBatch) -> Batch:
             run.unreadable.add(reason)
             warnings.warn(f"{reason}; another image takes its place", stacklevel=2)
     device = run.accelerator.device
-    images = [view.to(device, non_blocking=True) for view in raw.views]
+    # From pageable memory the copy would make the host wait for the device.
+    pinned = [view.pin_memory() for view in raw.views] if device.type == "cuda" else raw.views
+    images = [view.to(device, non_blocking=True) for view in pinned]
     return Batch(run.views(images), raw.labels, raw.index)
 
 
@@ -143,6 +146,8 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
         NoBackendError: no backend here computes a regulariser.
     """
     _refuse_several_processes()
+    # accelerate keeps device and precision of a process once for all; a second run may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     data = load_data(config.data)
     views = build_views(

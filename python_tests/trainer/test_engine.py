@@ -94,6 +94,20 @@ def test_training_lowers_the_loss_and_the_regulariser_has_a_gradient(method: str
     assert all(ratio > 0 for ratio in ratios)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_keeps_the_features_on_the_way_of_the_loss(method: str, tiny_of: TinyOf) -> None:
+    """accelerate converts what a half-precision forward returns; a copy that the loss does not come from gets no
+    gradient of its own, and the ratio would be infinite.
+    """
+    outputs = Outputs()
+    full, half = (
+        train(tiny_of(method, epochs=1, precision=precision), observers=[outputs]) for precision in ("no", "bf16")
+    )
+    assert {output.features.dtype for output in outputs.seen} == {torch.float32}
+    assert half.steps[-1]["gradient_ratio"] == pytest.approx(full.steps[-1]["gradient_ratio"], rel=0.5)
+    assert half.steps[-1]["loss"] == pytest.approx(full.steps[-1]["loss"], rel=0.1)
+
+
 @pytest.mark.parametrize(("method", "regulariser"), [*((m, "ldreg") for m in METHODS), ("simclr", "ldreg-naive")])
 def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(
     method: str, regulariser: str, tiny_of: TinyOf
