@@ -8,6 +8,7 @@
     worker.py        one process per contender, driven by session.py, which lets them take turns
     roofline.py      what the hardware could do, measured in the same run
     train_step.py    the regulariser inside the training step of simclr_step.py
+    pretraining.py   trainings on Fashion-MNIST, with and without regularisers: accuracy and geometry, not time
     isa.py           the instruction sets of our CPU kernels that this machine executes
     records.py       one row per measurement, append-only
     selection.py     which rows count, by device and instruction set; from them tables.py, standings.py (other

@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 _LIBRARIES = (
+    "PIL",
     "accelerate",
     "kornia",
     "matplotlib",

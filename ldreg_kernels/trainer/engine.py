@@ -9,6 +9,7 @@ The engine prints nothing and draws nothing: whoever wants to watch a run passes
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from . import checkpoint
 from .config import ConfigError, TrainConfig
@@ -123,7 +125,9 @@ def _on_device(run: TrainingRun, raw: RawBatch) -> Batch:
             run.unreadable.add(reason)
             warnings.warn(f"{reason}; another image takes its place", stacklevel=2)
     device = run.accelerator.device
-    images = [view.to(device, non_blocking=True) for view in raw.views]
+    # From pageable memory the copy would make the host wait for the device.
+    pinned = [view.pin_memory() for view in raw.views] if device.type == "cuda" else raw.views
+    images = [view.to(device, non_blocking=True) for view in pinned]
     return Batch(run.views(images), raw.labels, raw.index)
 
 
@@ -142,6 +146,8 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
         NoBackendError: no backend here computes a regulariser.
     """
     _refuse_several_processes()
+    # accelerate keeps device and precision of a process once for all; a second run may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     data = load_data(config.data)
     views = build_views(
@@ -231,12 +237,11 @@ def train(
         )
     final = evaluate(run.bare_method.encoder, run.data, run.clean, config.evaluation)
     unreadable = sorted(run.unreadable | set(final.unreadable))
-    if folder is not None:
-        folder.finish(
-            final.numbers() | {"images_per_second": recorder.images_per_second, "unreadable": unreadable},
-            final.spectrum,
-        )
-    return TrainingResult(recorder.steps, recorder.geometries, final, recorder.images_per_second, unreadable)
+    speed = recorder.images_per_second
+    if folder is not None and not (math.isnan(speed) and folder.summary.exists()):  # resumed at its very end
+        measured = {} if math.isnan(speed) else {"images_per_second": speed}
+        folder.finish(final.numbers() | measured | {"unreadable": unreadable}, final.spectrum)
+    return TrainingResult(recorder.steps, recorder.geometries, final, speed, unreadable)
 
 
 def step_log(run: TrainingRun, observers: Sequence[Observer]) -> StepLog:

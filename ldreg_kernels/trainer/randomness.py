@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 
 # Second word of Philox's key. Streams of different purposes never meet.
 _ORDER, _IMAGE = 1, 2
@@ -102,5 +104,20 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def _philox(seed: int, purpose: int, *words: int) -> np.random.Generator:
-    key = np.array([seed, purpose], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *words], dtype=np.uint64)))
+    counter = np.array([0, *words], dtype=np.uint64)
+    # numpy's stub knows only SeedSequence itself; its documentation asks for this interface.
+    return np.random.Generator(np.random.Philox(_Key(seed, purpose), counter=counter))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """Hands Philox its two key words as they are.
+
+    `Philox(key=...)` draws the same numbers, but asks the operating system for entropy first and throws it away: 23 us
+    instead of 6, which is a quarter of the time of cropping a small image.
+    """
+
+    def __init__(self, seed: int, purpose: int) -> None:
+        self.words = np.array([seed, purpose], dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return self.words

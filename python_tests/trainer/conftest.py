@@ -1,8 +1,9 @@
-"""A training small enough for a test: a narrow ResNet-18, half of the digits, two epochs of five steps."""
+"""Trainings small enough for a test: narrow networks, half of the digits, two epochs of five steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,17 +20,35 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def tiny() -> TrainConfig:
+def tiny_config(method: str, **overrides: Any) -> TrainConfig:
+    """A tiny training of a method; overrides have `__` for the dots."""
+    encoder = {"encoder.patch_size": 4} if method == "mae" else {"encoder.width": 8}
+    heads = {} if method == "mae" else {"method.projector.hidden_dim": 64, "method.projector.output_dim": 32}
     return make_config(
+        {},
         {
+            "method.name": method,
             "epochs": 2,
             "batch_size": 128,
             "device": "cpu",
-            "data": {"test_fraction": 0.6},  # 718 images to train on, 1079 held out
-            "encoder": {"width": 8},
-            "projector": {"hidden_dim": 64, "output_dim": 32},
-            "regulariser": {"k": 16},
-            "evaluation": {"lid_k": 16},
-        }
+            "log_every": 3,
+            "data.test_fraction": 0.6,  # 718 images to train on, 1079 held out
+            "regularisers.0.k": 16,
+            "evaluation.lid_k": 16,
+            **encoder,
+            **heads,
+            **{name.replace("__", "."): value for name, value in overrides.items()},
+        },
     )
+
+
+@pytest.fixture
+def tiny() -> TrainConfig:
+    """SimCLR."""
+    return tiny_config("simclr")
+
+
+@pytest.fixture
+def tiny_of() -> Callable[..., TrainConfig]:
+    """Any method, with changes."""
+    return tiny_config

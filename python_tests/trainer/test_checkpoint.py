@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from ldreg_kernels.trainer.checkpoint import export_encoder, load_encoder
 from ldreg_kernels.trainer.config import TrainConfig
-from ldreg_kernels.trainer.engine import Step, prepare, train
+from ldreg_kernels.trainer.engine import Observer, Window, prepare, train
 from ldreg_kernels.trainer.run_folder import RunFolder, read_records
 
 
@@ -19,20 +20,27 @@ class PowerCutError(Exception):
 
 @pytest.fixture
 def config(tiny: TrainConfig) -> TrainConfig:
-    return tiny.derive({"regulariser.name": "ldreg-naive", "epochs": 3, "checkpoint_every_epochs": 1})
+    return tiny.with_regulariser("ldreg-naive").derive({"epochs": 3, "checkpoint_every_epochs": 1, "log_every": 1})
 
 
-def test_resumed_equals_uninterrupted(config: TrainConfig, tmp_path: Path) -> None:
-    def cut(step: Step) -> None:
-        if step.index == 7:  # in the middle of the second epoch: its first steps are on record, but in no checkpoint
+class PowerCut(Observer):
+    """In the middle of the second epoch: its first steps are on record, but in no checkpoint."""
+
+    def window(self, window: Window) -> None:
+        if window.time.step == 7:
             raise PowerCutError
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "mae"])
+def test_resumed_equals_uninterrupted(method: str, tiny_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = tiny_of(method, epochs=3, checkpoint_every_epochs=1, log_every=1)
 
     whole = RunFolder.create(tmp_path / "whole", config)
     expected = train(config, whole)
 
     broken = RunFolder.create(tmp_path / "broken", config)
     with pytest.raises(PowerCutError):
-        train(config, broken, observers=[cut])
+        train(config, broken, observers=[PowerCut()])
     assert len([r for r in read_records(broken.metrics) if r["kind"] == "step"]) == 8
 
     folder, settings = RunFolder.open(tmp_path / "broken")
@@ -62,10 +70,11 @@ def test_no_checkpoints_where_none_are_wanted(config: TrainConfig, tmp_path: Pat
 
 def test_exported_encoder_gives_the_same_features(config: TrainConfig, tmp_path: Path) -> None:
     run = prepare(config)
-    run.encoder(run.data.train_images[:64])  # moves the running statistics away from their start
-    export_encoder(tmp_path / "encoder.safetensors", run.encoder, config)
+    trained, images = run.bare_method.encoder, torch.rand(64, 1, 8, 8)
+    trained(images)  # moves the running statistics away from their start
+    export_encoder(tmp_path / "encoder.safetensors", trained, config, channels=1, image_size=8)
     encoder = load_encoder(tmp_path / "encoder.safetensors")
     assert not encoder.training
-    run.encoder.eval()
+    trained.eval()
     with torch.no_grad():
-        assert torch.equal(encoder(run.data.test_images[:32]), run.encoder(run.data.test_images[:32]))
+        assert torch.equal(encoder(images), trained(images))

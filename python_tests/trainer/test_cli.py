@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ldreg_kernels import cli
 from ldreg_kernels.trainer.checks import Check
 from ldreg_kernels.trainer.config import TrainConfig
-from ldreg_kernels.trainer.verify import Report
+from ldreg_kernels.trainer.methods import Time
+from ldreg_kernels.trainer.step_log import Window
+from ldreg_kernels.trainer.terminal import progress_bars
+from ldreg_kernels.trainer.verify import Cost, Report
 
 runner = CliRunner()
 
@@ -27,17 +32,17 @@ def config_file(tiny: TrainConfig, tmp_path: Path) -> Path:
 def test_help_lists_the_commands() -> None:
     result = runner.invoke(cli.app, ["--help"])
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("train", "verify", "demo", "doctor"))
+    assert all(name in result.output for name in ("train", "verify", "demo", "data", "doctor"))
 
 
 def test_train_then_refuse_then_resume(config_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    arguments = ["train", str(config_file), "--regulariser", "none", "--set", "temperature=0.5", "--out", out]
+    arguments = ["train", str(config_file), "--regulariser", "none", "--set", "method.temperature=0.5", "--out", out]
     result = runner.invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert "effective" in result.output
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["temperature"], config["regulariser"]["name"]) == (0.5, "none")
+    assert (config["method"]["temperature"], config["regularisers"]) == (0.5, [])
     assert (tmp_path / "run" / "plots" / "run.png").exists()
 
     assert runner.invoke(cli.app, arguments).exit_code == 2  # a run is there already
@@ -50,9 +55,16 @@ def test_train_then_refuse_then_resume(config_file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "regulariser.wieght=1"], "regulariser.wieght: no such setting"),
+        (["--set", "regularisers.0.wieght=1"], "regularisers.0.wieght: no such setting"),
+        (["--set", "regulariser.weight=1"], "regulariser: no such setting any more, it is now regularisers"),
+        (["--set", "temperature=1"], "temperature: no such setting any more, it is now method.temperature"),
+        (["--method", "simsiam"], "method.name: must be one of 'simclr', 'byol', 'mae'"),
+        (["--preset", "simclr-tuend"], "preset: must be one of"),
+        (["--preset", "simclr-tuned"], "root: must be given for the data set 'folder'"),
+        (["--regularizer", "ldrag"], "regularisers.0.name"),
+        (["--dataset", "fashion-mnist", "--root", "/nowhere"], "`ldreg data fashion-mnist` says how to get it"),
         (["--set", "epochs"], "must look like"),
-        (["--set", "batch_size=100000"], "batch_size: must be at most 1347"),
+        (["--set", "batch_size=100000"], "batch_size: must be at most 1348"),
         (["absent.toml"], "absent.toml: No such file"),
         (["--resume"], "holds no run"),
         (["--resume", "--epochs", "3"], "--resume takes the configuration of the run"),
@@ -73,14 +85,43 @@ def test_verify_exits_with_its_verdict(
     from ldreg_kernels.trainer.comparison import StepComparison
 
     step = StepComparison(0, 1.0, 0.0, 0.0, 0.0, 8, 0, 0, 0)
+    cost = Cost(step_naive=100.0, naive=10.0, fused=1.0)
 
     def verify(*_: Any, **__: Any) -> Report:
-        return Report([Check("gradient, worst step", measured, 1.0)], [step])
+        return Report([Check("gradient, worst step", measured, 1.0)], [step], cost=cost)
 
     monkeypatch.setattr(module, "verify", verify)
     result = runner.invoke(cli.app, ["verify", "--out", str(tmp_path)])
     assert result.exit_code == code
     assert ("Verified" in result.output) == (code == 0)
+    assert "naive 10 % (10.0 ms), fused 1.1 % (1.0 ms)" in " ".join(result.output.split())
+
+
+def test_data_says_how_to_get_it() -> None:
+    result = runner.invoke(cli.app, ["data", "fashion-mnist"])
+    assert result.exit_code == 0
+    assert "apt-get download dataset-fashion-mnist" in result.output
+    wrong = runner.invoke(cli.app, ["data", "imagenet"])
+    assert wrong.exit_code == 2
+    assert "digits" in wrong.output
+
+
+def test_no_bars_where_there_is_no_terminal(config_file: Path, tmp_path: Path) -> None:
+    result = runner.invoke(cli.app, ["train", str(config_file), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "images/s" not in result.output
+
+
+def test_a_bar_shows_the_numbers_and_the_time_left() -> None:
+    console = Console(force_terminal=True, width=200, file=io.StringIO())
+    records = [{"loss": 1.25, "lid": 7.5, "batch_effective_rank": 12.5}]
+    with progress_bars(console) as watch:
+        bar = watch("simclr + ldreg")
+        for step in (2, 3, 4):
+            bar.window(Window(records, Time(step, 10, 0), 321.0))
+    text = console.file.getvalue()
+    for part in ("simclr + ldreg", "5/10", "loss 1.250", "LID 7.5", "rank 12.5", "321 images/s", "0:00:0"):
+        assert part in text
 
 
 def test_doctor_hands_on_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

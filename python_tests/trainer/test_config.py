@@ -8,27 +8,53 @@ from typing import Any
 
 import pytest
 
-from ldreg_kernels.trainer.config import ConfigError, TrainConfig, load_config, make_config, parse_override
+from ldreg_kernels.trainer.config import (
+    ConfigError,
+    TrainConfig,
+    load_config,
+    make_config,
+    parse_override,
+    preset_names,
+)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"epoch": 3}, r"^epoch: no such setting, got 3$"),
-        ({"regulariser": {"wieght": 0.1}}, r"^regulariser.wieght: no such setting, got 0.1$"),
-        ({"regulariser": {"name": "ldrag"}}, r"^regulariser.name: .*'ldreg'.*got 'ldrag'"),
-        ({"regulariser": {"k": 1}}, r"^regulariser.k: .*greater than or equal to 2, got 1"),
-        ({"temperature": 0}, r"^temperature: .*greater than 0, got 0"),
+        ({"regularisers": [{"wieght": 0.1}]}, r"^regularisers.0.wieght: no such setting, got 0.1$"),
+        ({"regularisers": [{"name": "ldrag"}]}, r"^regularisers.0.name: .*'ldreg'.*got 'ldrag'"),
+        ({"regularisers": [{"k": 1}]}, r"^regularisers.0.k: .*greater than or equal to 2, got 1"),
+        ({"regularisers": [{"weight": "some"}]}, r"^regularisers.0.weight: must be a number, or a text such as"),
+        ({"regularisers": [{"weight": -1}]}, r"^regularisers.0.weight: must be a number that is finite and not neg"),
+        ({"regularisers": [{"weight": True}]}, r"^regularisers.0.weight: must be a number that is finite"),
+        ({"method": {"name": "simclr", "temperature": 0}}, r"^method.temperature: .*greater than 0, got 0"),
+        ({"method": {"temperature": 0}}, r"^method.temperature: .*greater than 0, got 0"),
+        ({"method": "simsiam"}, r"^method.name: must be one of 'simclr', 'byol', 'mae', got 'simsiam'"),
+        ({"method": {"name": "byol", "temperature": 1}}, r"^method.temperature: no such setting, got 1"),
+        ({"method": {"name": "byol", "projector": {"layers": 3}}}, r"^method: projector.layers .* no meaning for byol"),
+        ({"method": "mae", "encoder": {"name": "conv"}}, r"^encoder.name must be a vit for mae, .* got conv"),
+        ({"encoder": {"name": "conv", "stem": "small"}}, r"^encoder.stem: no such setting"),
+        ({"encoder": {"name": "resnet19"}}, r"^encoder.name: must be one of .*'resnet18'.*got 'resnet19'"),
         ({"optimiser": {"lr": float("nan")}}, r"^optimiser.lr: .*finite"),
+        ({"optimiser": {"name": "lars", "betas": [0.9, 0.9]}}, r"^optimiser: betas has no meaning for lars"),
         (
-            {"regulariser": {"form": "target"}},
-            r"^regulariser: target must be given exactly when form is 'target'",
+            {"regularisers": [{"form": "target"}]},
+            r"^regularisers.0: target must be given exactly when form is 'target'",
         ),
-        ({"regulariser": {"name": "minlid", "form": "l2"}}, r"^regulariser: form has no meaning for minlid"),
-        ({"augmentation": {"scale": [1.2, 0.8]}}, r"^augmentation: scale must be 0 < low <= high"),
         (
-            {"batch_size": 8, "regulariser": {"k": 16}},
-            r"^regulariser.k must be at most 2 \* batch_size - 1 = 15",
+            {"regularisers": [{"name": "minlid", "form": "l2"}]},
+            r"^regularisers.0: form has no meaning for minlid",
+        ),
+        (
+            {"batch_size": 8, "regularisers": [{"k": 16}]},
+            r"^regularisers.0.k must be at most 2 \* batch_size - 1 = 15",
+        ),
+        ({"method": "byol", "batch_size": 4, "regularisers": [{"k": 16}]}, r"at most 4 \* batch_size - 1 = 15"),
+        ({"method": "mae", "batch_size": 16, "regularisers": [{"k": 16}]}, r"at most 1 \* batch_size - 1 = 15"),
+        (
+            {"precision": "fp16", "regularisers": [{"weight": "ratio:0.1"}]},
+            r"regularisers.weight: a ratio needs precision no or bf16",
         ),
     ],
 )
@@ -44,11 +70,11 @@ def test_every_wrong_field_has_its_line() -> None:
 
 
 def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text('{"epochs": 7, "regulariser": {"weight": 0.5}}')
-    (tmp_path / "c.toml").write_text("epochs = 7\n[regulariser]\nweight = 0.5\n")
+    (tmp_path / "c.json").write_text('{"epochs": 7, "regularisers": [{"weight": 0.5}]}')
+    (tmp_path / "c.toml").write_text("epochs = 7\n[[regularisers]]\nweight = 0.5\n")
     config = load_config(tmp_path / "c.json")
     assert config.epochs == 7
-    assert config.regulariser.weight == 0.5
+    assert config.regularisers[0].weight == 0.5
     assert config == load_config(tmp_path / "c.toml")
 
 
@@ -78,19 +104,80 @@ def test_what_is_written_can_be_read_back(tmp_path: Path, tiny: TrainConfig) -> 
 
 
 def test_overrides_lie_over_the_file_and_leave_it_alone() -> None:
-    values = {"regulariser": {"k": 8}}
-    config = make_config(values, {"regulariser.weight": 2.0, "epochs": 3})
-    assert (config.regulariser.k, config.regulariser.weight, config.epochs) == (8, 2.0, 3)
-    assert values == {"regulariser": {"k": 8}}
+    values = {"regularisers": [{"k": 8}, {"name": "minlid"}]}
+    config = make_config(values, {"regularisers.0.weight": 2.0, "regularisers.1.k": 4, "epochs": 3})
+    first, second = config.regularisers
+    assert (first.k, first.weight, second.name, second.k, config.epochs) == (8, 2.0, "minlid", 4, 3)
+    assert values == {"regularisers": [{"k": 8}, {"name": "minlid"}]}
+    with pytest.raises(ConfigError, match=r"regularisers.2.k: there is no regularisers.2; the list has 2 entries"):
+        make_config(values, {"regularisers.2.k": 4})
+
+
+def test_a_method_brings_its_defaults_and_what_is_said_lies_over_them() -> None:
+    assert TrainConfig() == make_config({})
+    for config in (make_config({"method": "mae"}), make_config({}, {"method.name": "mae"})):
+        assert config.encoder.name == "vit-micro"
+        assert config.optimiser.betas == (0.9, 0.95)
+    said = make_config({"method": "mae", "encoder": {"name": "vit-tiny"}, "optimiser": {"lr": 0.5}})
+    assert (said.encoder.name, said.optimiser.lr, said.optimiser.betas) == ("vit-tiny", 0.5, (0.9, 0.95))
+    assert make_config({"encoder": {"name": "resnet18", "width": 8}}).encoder.width == 8
+
+
+def test_another_name_drops_the_settings_of_the_old_one() -> None:
+    mae = make_config({"method": "mae"})
+    assert mae.derive({"encoder.name": "vit-tiny"}).encoder.patch_size is None
+    assert mae.derive({"optimiser.name": "sgd"}).optimiser.momentum == 0.9  # and no betas
+    byol = make_config({"method": {"name": "byol", "ema_momentum": 0.5}})
+    assert byol.derive({"method.name": "simclr"}).method.name == "simclr"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_valid_and_written_down_whole(name: str) -> None:
+    values = {"data": {"root": "/nowhere"}} if "imagenet" in name or "tuned" in name else {}
+    config = make_config(values, preset=name)
+    assert make_config(config.model_dump(mode="json")) == config
+
+
+def test_presets_have_the_published_constants() -> None:
+    tuned = make_config({"data": {"root": "/nowhere"}}, preset="simclr-tuned")
+    projector = tuned.method.projector
+    assert (tuned.method.temperature, projector.hidden_dim, projector.layers) == (0.15, 8192, 3)
+    byol = make_config({"data": {"root": "/nowhere"}}, preset="byol-imagenet")
+    assert byol.regularisers[0].weight == 2 * 0.005
+    assert make_config({"data": {"root": "/nowhere"}}, preset="mae-imagenet").regularisers[0].weight == 5e-6
+    with pytest.raises(ConfigError, match=r"preset: must be one of byol, .*got 'simclr-tunde'"):
+        make_config({}, preset="simclr-tunde")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": 0.5}, "temperature: no such setting any more, it is now method.temperature"),
+        ({"projector": {"hidden_dim": 8}}, "projector: no such setting any more, it is now method.projector"),
+        ({"regulariser": {"k": 8}}, "regulariser: no such setting any more, it is now regularisers, a list"),
+        ({"augmentation": {"shear": 1}}, "shear is now augmentation.strokes.shear"),
+    ],
+)
+def test_old_names_say_the_new_ones(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(values)
+
+
+def test_old_names_in_overrides_too() -> None:
+    with pytest.raises(ConfigError, match=r"it is now method.temperature"):
+        make_config({}, {"temperature": 0.5})
+    with pytest.raises(ConfigError, match=r"regulariser: .*regularisers, a list"):
+        make_config({}, {"regulariser.weight": 0.5})
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("epochs=3", ("epochs", 3)),
-        ("regulariser.name=none", ("regulariser.name", "none")),
-        ("regulariser.weight=1e-2", ("regulariser.weight", 0.01)),
-        ("augmentation.scale=[0.5, 1.5]", ("augmentation.scale", [0.5, 1.5])),
+        ("method.name=byol", ("method.name", "byol")),
+        ("regularisers.0.weight=1e-2", ("regularisers.0.weight", 0.01)),
+        ("regularisers.0.weight=ratio:0.05", ("regularisers.0.weight", "ratio:0.05")),
+        ("augmentation.crop_scale=[0.5, 1]", ("augmentation.crop_scale", [0.5, 1])),
     ],
 )
 def test_override_syntax(text: str, expected: tuple[str, Any]) -> None:
@@ -109,4 +196,4 @@ def test_override_into_something_that_is_no_section() -> None:
 
 
 def test_schema_is_plain_data() -> None:
-    assert json.loads(TrainConfig().model_dump_json())["method"] == "simclr"
+    assert json.loads(TrainConfig().model_dump_json())["method"]["name"] == "simclr"

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from PIL import Image
 
 import ldreg_kernels as ldk
 from ldreg_kernels.trainer.checkpoint import load_encoder
-from ldreg_kernels.trainer.config import TrainConfig
-from ldreg_kernels.trainer.engine import NonFiniteLossError, Step, prepare, train
+from ldreg_kernels.trainer.config import ConfigError, TrainConfig
+from ldreg_kernels.trainer.engine import NonFiniteLossError, Observer, Step, prepare, train
 from ldreg_kernels.trainer.evaluation import encode
-from ldreg_kernels.trainer.regulariser import NoBackendError, build_regulariser, fused_backend, milliseconds
+from ldreg_kernels.trainer.methods.base import Output
+from ldreg_kernels.trainer.regularisers import Term, build_regulariser
 from ldreg_kernels.trainer.run_folder import RunFolder, RunFolderError, read_records
+
+METHODS = ("simclr", "byol", "mae")
+TinyOf = Callable[..., TrainConfig]
+
+
+class Outputs(Observer):
+    """Keeps what every step handed out."""
+
+    def __init__(self) -> None:
+        self.seen: list[Output] = []
+
+    def step(self, step: Step) -> None:
+        self.seen.append(step.output)
 
 
 def test_a_run_leaves_everything_in_its_folder(tiny: TrainConfig, tmp_path: Path) -> None:
-    config = tiny.derive({"regulariser.name": "ldreg-naive"})
+    config = tiny.with_regulariser("ldreg-naive")
     folder = RunFolder.create(tmp_path / "run", config)
     result = train(config, folder)
 
@@ -30,48 +47,91 @@ def test_a_run_leaves_everything_in_its_folder(tiny: TrainConfig, tmp_path: Path
     steps = [r for r in records if r["kind"] == "step"]
     assert steps == result.steps
     assert [r["step"] for r in steps] == list(range(10))  # 718 // 128 = 5 steps in each of 2 epochs
-    assert set(steps[0]) == {
-        "kind", "step", "epoch", "loss", "ssl_loss", "regulariser", "lid", "degenerate", "lr",
-    }  # fmt: skip
+    always = {"kind", "step", "epoch", "loss", "ssl_loss", "regulariser", "lid", "degenerate", "lr"}
+    at_readings = always | {"gradient_ratio", "batch_effective_rank"}  # every third step, and where an epoch ends
+    assert [set(s) for s in steps] == [at_readings if s["step"] in (2, 4, 5, 8, 9) else always for s in steps]
     assert [r["step"] for r in records if r["kind"] == "geometry"] == [5, 10]
     summary = json.loads(folder.summary.read_text())
     assert summary["probe_accuracy"] == result.final.probe_accuracy
+    assert summary["images_per_second"] > 0
+    assert summary["unreadable"] == []
     assert len(summary["covariance_spectrum"]) == 64
     assert any((folder.path / "tensorboard").iterdir())
 
     encoder = load_encoder(folder.encoder)
     run = prepare(config)
-    features = encode(encoder, run.data.test_images, torch.device("cpu"))
+    features = encode(encoder, run.data.test, run.clean).features
     lids = ldk.lid(features, k=16, backend="reference")
     assert lids.log().mean().exp().item() == pytest.approx(result.final.geometry.lid_geometric_mean, rel=1e-5)
 
 
-def test_the_loss_is_ssl_plus_beta_times_r(tiny: TrainConfig) -> None:
-    config = tiny.derive({"regulariser.name": "ldreg-naive", "regulariser.weight": 0.5, "epochs": 1})
-    seen: list[Step] = []
-    train(config, observers=[seen.append])
-    for step in seen:
-        numbers = step.numbers
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_is_ssl_plus_beta_times_r(method: str, tiny_of: TinyOf) -> None:
+    config = tiny_of(method, epochs=1, regularisers__0__weight=0.5).with_regulariser("ldreg-naive")
+    outputs = Outputs()
+    result = train(config, observers=[outputs])
+    rows = {"simclr": 256, "byol": 256, "mae": 128}[method]
+    for numbers, output in zip(result.steps, outputs.seen, strict=True):
         assert numbers["loss"] == pytest.approx(numbers["ssl_loss"] + 0.5 * numbers["regulariser"], rel=1e-5)
-        assert step.features.shape == (256, 64)  # both views
-        assert not step.features.requires_grad
-        again = ldk.ldreg_loss(step.features, k=16, backend="reference").item()
+        assert len(output.features) == rows
+        assert not output.features.requires_grad
+        references = output.features
+        if method == "byol":
+            references = torch.cat([references, output.extra_references])
+            assert len(references) == 512
+        again = ldk.ldreg_loss(output.features, references, k=16, self_index=0, backend="reference").item()
         assert numbers["regulariser"] == pytest.approx(again, rel=1e-6)
         assert numbers["lid"] == pytest.approx(math.exp(-again), rel=1e-5)  # R = -mean ln LID
 
 
-@pytest.mark.parametrize("name", ["ldreg", "ldreg-naive"])
-def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(tiny: TrainConfig, name: str) -> None:
-    config = tiny.derive({"regulariser.name": name, "epochs": 1})
-    one, two, other = train(config), train(config), train(config.derive({"seed": 1}))
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_loss_and_the_regulariser_has_a_gradient(method: str, tiny_of: TinyOf) -> None:
+    steps = train(tiny_of(method, epochs=4)).steps
+    first, last = (sum(s["ssl_loss"] for s in part) / 5 for part in (steps[:5], steps[-5:]))
+    assert last < 0.97 * first
+    ratios = [s["gradient_ratio"] for s in steps if "gradient_ratio" in s]
+    assert len(ratios) >= 4
+    assert all(ratio > 0 for ratio in ratios)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_keeps_the_features_on_the_way_of_the_loss(method: str, tiny_of: TinyOf) -> None:
+    """accelerate converts what a half-precision forward returns; a copy that the loss does not come from gets no
+    gradient of its own, and the ratio would be infinite.
+    """
+    outputs = Outputs()
+    full, half = (
+        train(tiny_of(method, epochs=1, precision=precision), observers=[outputs]) for precision in ("no", "bf16")
+    )
+    assert {output.features.dtype for output in outputs.seen} == {torch.float32}
+    assert half.steps[-1]["gradient_ratio"] == pytest.approx(full.steps[-1]["gradient_ratio"], rel=0.5)
+    assert half.steps[-1]["loss"] == pytest.approx(full.steps[-1]["loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(("method", "regulariser"), [*((m, "ldreg") for m in METHODS), ("simclr", "ldreg-naive")])
+def test_two_runs_of_one_seed_are_identical_and_another_seed_is_not(
+    method: str, regulariser: str, tiny_of: TinyOf
+) -> None:
+    config = tiny_of(method, epochs=1).with_regulariser(regulariser)
+    one = train(config)
+    torch.rand(7)  # what the process has drawn before does not matter
+    two, other = train(config), train(config.derive({"seed": 1}))
     assert one.steps == two.steps
     assert one.final == two.final
     assert one.steps[0]["loss"] != other.steps[0]["loss"]
 
 
+def test_the_split_has_its_own_seed(tiny: TrainConfig) -> None:
+    labels = [
+        [run.data.test.label(i) for i in range(40)]
+        for run in (prepare(tiny), prepare(tiny.derive({"seed": 5})), prepare(tiny.derive({"data.split_seed": 5})))
+    ]
+    assert labels[0] == labels[1] != labels[2]
+
+
 def test_during_warmup_the_regulariser_is_logged_but_changes_nothing(tiny: TrainConfig) -> None:
-    plain = train(tiny.derive({"regulariser.name": "none"}))
-    warming = train(tiny.derive({"regulariser.name": "ldreg-naive", "regulariser.warmup_epochs": 1}))
+    plain = train(tiny.with_regulariser("none"))
+    warming = train(tiny.with_regulariser("ldreg-naive", warmup_epochs=1))
     names = ("loss", "ssl_loss", "lr")
     first = [[step[n] for n in names] for step in plain.steps]
     second = [[step[n] for n in names] for step in warming.steps]
@@ -83,48 +143,65 @@ def test_during_warmup_the_regulariser_is_logged_but_changes_nothing(tiny: Train
 
 def test_minlid_lowers_lid_and_effective_rank(tiny: TrainConfig) -> None:
     """The one effect that is asserted at this scale; LDReg's own shift is within noise."""
-    strong = {"regulariser.weight": 1.0, "optimiser.lr": 5e-3, "epochs": 6}
-    plain = train(tiny.derive({**strong, "regulariser.name": "none"})).final.geometry
-    minlid = train(tiny.derive({**strong, "regulariser.name": "minlid"})).final.geometry
+    strong = tiny.derive({"optimiser.lr": 5e-3, "epochs": 6})
+    plain = train(strong.with_regulariser("none")).final.geometry
+    minlid = train(strong.with_regulariser("minlid", weight=1.0)).final.geometry
     assert minlid.lid_geometric_mean < 0.95 * plain.lid_geometric_mean
     assert minlid.effective_rank < 0.9 * plain.effective_rank
 
 
+class BreaksAtTheThirdCall:
+    """A regulariser whose value becomes NaN."""
+
+    ratio = None
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.sound = build_regulariser(config.with_regulariser("ldreg-naive").regularisers[0], torch.device("cpu"))
+        self.calls = 0
+
+    def weight(self, time: Any) -> float:
+        return 1.0
+
+    def __call__(self, output: Output, group: Any = None) -> Term:
+        self.calls += 1
+        value, stats = self.sound(output)
+        return Term(value * math.nan if self.calls == 3 else value, stats)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny: TrainConfig) -> None:
-    naive = build_regulariser(tiny.derive({"regulariser.name": "ldreg-naive"}).regulariser, torch.device("cpu"))
-    calls = 0
-
-    def breaks_at_the_third_call(features: Tensor) -> tuple[Tensor, ldk.LDRegStats]:
-        nonlocal calls
-        calls += 1
-        assert naive is not None
-        value, stats = naive(features)
-        return (value * math.nan if calls == 3 else value), stats
-
     with pytest.raises(NonFiniteLossError, match="the loss is nan in epoch 0, step 2"):
-        train(tiny, regulariser=breaks_at_the_third_call)
+        train(tiny, regularisers=[BreaksAtTheThirdCall(tiny)])
 
 
-def test_none_has_no_regulariser_and_naive_is_the_reference(tiny: TrainConfig) -> None:
-    cpu = torch.device("cpu")
-    x = torch.randn(40, 8, dtype=torch.float64)
-    assert build_regulariser(tiny.derive({"regulariser.name": "none"}).regulariser, cpu) is None
-    naive = build_regulariser(tiny.derive({"regulariser.name": "ldreg-naive"}).regulariser, cpu)
-    assert naive is not None
-    assert torch.equal(naive(x)[0], ldk.ldreg_loss(x, k=16, backend="reference"))
-    assert milliseconds(lambda features: naive(features)[0], x) > 0
+def test_several_processes_are_refused(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE: the trainer runs in one process for now, got 2"):
+        train(tiny)
 
 
-def test_fused_never_means_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldreg_kernels.trainer.regulariser.backends", lambda: {"cpu": "not built", "reference": None})
-    with pytest.raises(NoBackendError, match=r"no fused backend runs on cpu \(cpu: not built\)"):
-        fused_backend(torch.device("cpu"))
-
-
-def test_a_backend_asked_for_by_name_is_not_replaced(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldreg_kernels.trainer.regulariser.backends", lambda: {"cuda": "no driver", "cpu": None})
-    with pytest.raises(NoBackendError, match=r"regulariser.backend: cuda is unavailable: no driver"):
-        train(tiny.derive({"regulariser.backend": "cuda"}))
+def test_one_bad_image_is_counted_and_reported(tiny: TrainConfig, tmp_path: Path) -> None:
+    images = torch.randint(0, 255, (40, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for i, image in enumerate(images.numpy()):
+        path = tmp_path / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    bad = tmp_path / "class0" / "8.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    config = tiny.derive(
+        {
+            "data": {"dataset": "folder", "root": str(tmp_path), "test_fraction": 0.4},
+            "augmentation.image_size": 12,
+            "batch_size": 8,
+            "regularisers.0.k": 4,
+            "evaluation.lid_k": 4,
+            "epochs": 1,
+        }
+    )
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        result = train(config)
+    assert len(result.unreadable) == 1
+    assert "8.png" in result.unreadable[0]
 
 
 def test_a_run_folder_is_not_overwritten_by_accident(tiny: TrainConfig, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ldreg_kernels.trainer.config import DataConfig, EvaluationConfig
-from ldreg_kernels.trainer.data import load_data
-from ldreg_kernels.trainer.evaluation import encode, evaluate, knn_accuracy, linear_probe_accuracy
+from ldreg_kernels.trainer.config import AugmentationConfig, DataConfig, EvaluationConfig
+from ldreg_kernels.trainer.data import ImageData, Subset, load_data
+from ldreg_kernels.trainer.evaluation import Clean, encode, evaluate, knn_accuracy, linear_probe_accuracy
+from ldreg_kernels.trainer.views import build_views
 
 
 def blobs(rows: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -53,25 +55,39 @@ def test_knn_weights_survive_a_tiny_temperature() -> None:
     """exp(1 / 0.001) overflows; the vote is then simply the nearest neighbour's."""
     train, labels = blobs(5, 0.1, 0)
     assert knn_accuracy(train, labels, train, labels, k=15, temperature=0.001) == 1.0
+    # Nobody within reach: exp(-1.0 / 0.001) is 0 for every neighbour, and yet the nearest decides.
+    assert knn_accuracy(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]),
+                        torch.tensor([[0.01, 1.0]]), torch.tensor([0]), k=2, temperature=0.001) == 1.0  # fmt: skip
 
 
-def test_encoding_restores_the_mode_and_does_not_depend_on_the_batch_size() -> None:
+def clean_of(data: ImageData) -> Clean:
+    views = build_views(AugmentationConfig(), method="simclr", view_count=2, data=data)
+    return Clean(views.clean_crop, views.device, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data(DataConfig())
+
+
+def test_encoding_restores_the_mode_and_does_not_depend_on_the_batch_size(digits: ImageData) -> None:
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5))
-    images = torch.rand(33, 1, 8, 8)
-    features = encode(encoder, images, torch.device("cpu"), batch_size=7)
+    some, clean = Subset(digits.test, np.arange(33)), clean_of(digits)
+    encoded = encode(encoder, some, clean, batch_size=7)
     assert encoder.training
-    assert not features.requires_grad
-    torch.testing.assert_close(features, encode(encoder, images, torch.device("cpu"), batch_size=33))
+    assert not encoded.features.requires_grad
+    assert encoded.labels.tolist() == [digits.test.label(i) for i in range(33)]
+    torch.testing.assert_close(encoded.features, encode(encoder, some, clean, batch_size=33).features)
     assert torch.equal(encoder[2].running_mean, torch.zeros(5))  # nothing was learnt from the held-out images
 
 
-def test_pixels_as_features_are_a_known_baseline() -> None:
+def test_pixels_as_features_are_a_known_baseline(digits: ImageData) -> None:
     """Logistic regression on the raw digits is right about 95 times in 100; a broken probe would not be."""
-    data = load_data(DataConfig(), 0)
-    result = evaluate(nn.Flatten(), data, EvaluationConfig(), torch.device("cpu"))
+    result = evaluate(nn.Flatten(), digits, clean_of(digits), EvaluationConfig())
     assert result.probe_accuracy > 0.93
     assert result.knn_accuracy > 0.93
-    assert result.test_images == 450
+    assert result.test_images == len(digits.test) == 449
+    assert result.unreadable == ()
     assert 10 < result.geometry.effective_rank < 64
     assert result.spectrum == sorted(result.spectrum, reverse=True)
     assert set(result.numbers()) >= {"probe_accuracy", "effective_rank", "lid_geometric_mean"}

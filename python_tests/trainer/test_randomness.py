@@ -71,6 +71,8 @@ def test_images_epochs_and_views_have_streams_of_their_own() -> None:
     draws = [tuple(image_generator(*address).integers(2**63, size=64)) for address in addresses]
     # No number of one stream occurs in another: they would if one ran into another's beginning.
     assert len({number for draw in draws for number in draw}) == 64 * len(addresses)
+    keyed = np.random.Generator(np.random.Philox(key=[0, 2], counter=[0, 1, 1, 0]))  # as its docstring says
+    assert draws[6] == tuple(keyed.integers(2**63, size=64))
     assert draws[5] == tuple(image_generator(*addresses[5]).integers(2**63, size=64))
 
 

@@ -14,12 +14,6 @@ _MOVED = {
     "regularizer": "regularisers, a list: regularisers.0.name and so on",
     "regularizers": "regularisers",
     "optimizer": "optimiser",
-    "augmentation.degrees": "augmentation.strokes.degrees",
-    "augmentation.translate": "augmentation.strokes.translate",
-    "augmentation.scale": "augmentation.strokes.scale",
-    "augmentation.shear": "augmentation.strokes.shear",
-    "augmentation.brightness": "augmentation.strokes.brightness",
-    "augmentation.contrast": "augmentation.strokes.contrast",
 }
 
 

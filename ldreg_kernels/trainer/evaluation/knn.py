@@ -29,9 +29,8 @@ def knn_accuracy(
     """
 
     def votes(cosine_distance: NDArray[np.float64]) -> NDArray[np.float64]:
-        # exp(s/t) up to the factor exp(1/t), which every neighbour shares and which would overflow at small
-        # t.
-        return np.exp(-cosine_distance / temperature)
+        # exp(s/t) up to a factor that the neighbours of a row share, so that the nearest has weight 1 at any t.
+        return np.exp((cosine_distance.min(axis=1, keepdims=True) - cosine_distance) / temperature)
 
     classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine", weights=votes)
     classifier.fit(train.double().numpy(), train_labels.numpy())

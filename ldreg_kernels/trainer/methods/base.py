@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..networks.encoder import Encoder
@@ -51,6 +52,21 @@ class Group:
     parameters: Mapping[str, nn.Parameter]  # by their names in the method
     lr_scale: float = 1.0
     constant_lr: bool = False  # no warm-up, no cosine (SimSiam's predictor)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Features as an `Output` hands them out: mixed precision must not come between them and the loss.
+
+    Distances want float32, and a regulariser that watches the gradient at the features sees the loss's only if the loss
+    is computed from this very tensor, not from one that was converted later.
+
+    Args:
+        features: of an encoder, perhaps in half precision.
+
+    Returns:
+        The same in float32; float64 stays.
+    """
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 class Method(nn.Module):

@@ -26,7 +26,7 @@ from ..networks.encoder import Encoder
 from ..networks.heads import byol_predictor, byol_projector
 from ..networks.momentum import MomentumCopy
 from ..optim.schedules import ema_momentum
-from .base import Method, Output, Time
+from .base import Method, Output, Time, at_least_float32
 
 
 class BYOL(Method):
@@ -57,12 +57,13 @@ class BYOL(Method):
     def forward(self, views: Sequence[Tensor], time: Time) -> Output:
         """Loss and features [2N, D] of two views [N, C, H, W]; the momentum features [2N, D] as extra references."""
         images = torch.cat(list(views))  # [2N, C, H, W]
-        features = self.encoder(images)  # [2N, D]
+        features = at_least_float32(self.encoder(images))  # [2N, D]
         projections = self.projector(features)  # [2N, P]
         p1, p2 = self.predictor(projections).chunk(2)
         momentum_features, targets = self.momentum_networks(images)  # [2N, D], [2N, P]
         z1, z2 = targets.chunk(2)
-        return Output(byol_loss(p1, p2, z1, z2), features, momentum_features, projections)
+        extra = at_least_float32(momentum_features)
+        return Output(byol_loss(p1, p2, z1, z2), features, extra, projections)
 
     def after_step(self, time: Time) -> None:
         """Move the momentum networks."""

@@ -20,7 +20,7 @@ from ..config import MAEConfig
 from ..networks.encoder import Encoder
 from ..networks.mae import MAEDecoder, random_masking
 from ..networks.vit import ViTEncoder
-from .base import Method, Output, Time
+from .base import Method, Output, Time, at_least_float32
 
 
 class MAE(Method):
@@ -57,7 +57,7 @@ class MAE(Method):
         (images,) = views
         keep, mask, restore = random_masking(len(images), self.encoder.patch_count, self.mask_ratio, images.device)
         cls, *patches = self.encoder.masked(images, keep).split([1, keep.shape[1]], dim=1)  # [N, 1, D], [N, V, D]
-        features = cls.squeeze(1)  # [N, D]
+        features = at_least_float32(cls.squeeze(1))  # [N, D]
         # The decoder gets CLS from `features`, so that its gradient there is the whole of dL/df: what the gradient
         # ratio of a regulariser is measured against.
         prediction = self.decoder(torch.cat([features.unsqueeze(1), *patches], dim=1), restore)  # [N, L, pixels]

@@ -16,7 +16,7 @@ from ...losses.ntxent import nt_xent_loss
 from ..config import SimCLRConfig
 from ..networks.encoder import Encoder
 from ..networks.heads import simclr_projector
-from .base import Method, Output, Time
+from .base import Method, Output, Time, at_least_float32
 
 
 class SimCLR(Method):
@@ -46,7 +46,7 @@ class SimCLR(Method):
     def forward(self, views: Sequence[Tensor], time: Time) -> Output:
         """Loss and features [2N, D] of two views [N, C, H, W]."""
         # One pass over both views: batch normalisation sees 2N rows, and so do the regulariser's distances.
-        features = self.encoder(torch.cat(list(views)))  # [2N, D]
+        features = at_least_float32(self.encoder(torch.cat(list(views))))  # [2N, D]
         projections = self.projector(features)  # [2N, P]
         z1, z2 = projections.chunk(2)
         return Output(nt_xent_loss(z1, z2, temperature=self.temperature), features, projections=projections)

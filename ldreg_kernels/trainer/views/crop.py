@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .recipes import Range, ViewSpec
 
-Interpolation = Literal["bicubic", "bilinear"]
+if TYPE_CHECKING:
+    from ..config.augmentation import Interpolation
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _TRIES = 10

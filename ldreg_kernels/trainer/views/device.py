@@ -1,25 +1,28 @@
 """What happens to a batch on the device of the images: colours, blur, warps and noise with kornia, then normalisation.
 
 The order is torchvision's in the methods' repositories: jitter, grey, blur, solarise; for handwriting: warp, contrast,
-brightness, noise. Everything is drawn per image from torch's global generator, so a seed fixes the views. kornia draws
-its parameters on the CPU and its noise too, so they are the same on every device. With one exception nothing is shared
-in a batch: the jitter's order of its four steps is drawn once per batch (torchvision draws it per image).
+brightness, noise. Everything is drawn per image from torch's global generator, so a seed fixes the views. It is drawn
+on the CPU, noise included, wherever the images are, so a device changes rounding only. With one exception nothing is
+shared in a batch: the order of the jitter's four steps is drawn once per batch (torchvision draws it per image).
 
-An operation with p < 1 computes the whole batch and selects with `where`: no masks are indexed, and the device is not
-waited for. Its results are clamped to [0, 1] after every step but the noise. One channel has no hue, saturation or
-grey: these are left out.
+An operation with p < 1 computes the whole batch and selects with `where`: no masks are indexed. No value is read back
+from the device (seen in kornia 0.9 with tensors that have none; not measured on a GPU). Results are clamped to [0, 1]
+after every step but the noise. One channel has no hue, saturation or grey: these are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
 from .recipes import ViewSpec
+
+if TYPE_CHECKING:
+    from ..config.augmentation import Normalise
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,13 +48,15 @@ class DeviceViews(nn.Module):
         *,
         channels: int,
         size: int,
-        normalise: Literal["none", "imagenet"] = "none",
+        normalise: Normalise = "none",
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         self.channels = channels
-        self.pipelines = nn.ModuleList(_pipeline(spec, channels, size) for spec in specs)
+        # A plain list: as submodules, kornia's generators would follow `.to(device)` and draw there: other numbers than
+        # on a CPU, and kornia looks at them before a jitter's steps and a blur, which would wait for the device.
+        self.pipelines = [_pipeline(spec, channels, size) for spec in specs]
         self.normalise = normalise
         mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
         if channels == 1:

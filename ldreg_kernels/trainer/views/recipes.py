@@ -11,8 +11,9 @@ turns):
 | mae     | .2 - 1    | .5   | none                   | 0    | 0                | 0                    |
 | grey    | .4 - 1    | .5   | .8 of (.4, .4, 0, 0)   | 0    | 0 / 0            | 0 / 0                |
 
-`grey` is for small grey photographs such as Fashion-MNIST's: 8 % of 28 x 28 pixels is an 8 x 8 patch, and a blur of two
-pixels leaves nothing of a texture.
+`grey` is for small grey photographs such as Fashion-MNIST's, where 8 % of 28 x 28 pixels is a patch of 8 x 8. Its
+numbers are plausible, not tuned: there (SimCLR, 5,000 images, six epochs, a narrow network, one seed), crops from .08,
+.2, .4 and .6, a jitter of .8 and a blur all gave a linear probe between 80.1 and 80.8 %; without jitter it was 77.5 %.
 
 `strokes` is for handwriting, where SimCLR's recipe does not carry over, and each departure has a reason:
 

@@ -95,6 +95,7 @@ def test_workers_change_nothing_and_an_epoch_may_be_entered_in_the_middle() -> N
     batches = list(helped.epoch(1))
     assert _equal(batches, expected)
     assert _equal(list(helped.epoch(1, start=3)), expected[3:])
+    assert _equal(list(clean_batches(_source(), as_it_is, workers=1)), list(clean_batches(_source(), as_it_is)))
     left = helped.epoch(0)  # begun and never finished: what its workers have read already must not come up later
     next(left)
     assert _equal(list(helped.epoch(1)), expected)

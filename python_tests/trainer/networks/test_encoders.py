@@ -102,6 +102,9 @@ def test_zero_init_starts_each_block_as_its_shortcut(name: str, zero_init: bool)
             shortcut = F.relu(block.shortcut(maps))  # where the shape stays, the shortcut is the identity
             maps = block(maps)
             same.append(torch.equal(maps, shortcut))
+            *others, last = (bool(layer.normalization.weight.any()) for layer in block.layer)
+            assert all(others)  # a zero earlier would look the same, and nothing behind it could learn
+            assert last is not zero_init
     assert all(same) if zero_init else not any(same)
 
 

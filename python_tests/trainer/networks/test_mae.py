@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ldreg_kernels.trainer.config.networks import MAEDecoderConfig
+from ldreg_kernels.trainer.config.networks import MAEDecoderConfig, ViTConfig
 from ldreg_kernels.trainer.networks.mae import MAEDecoder, random_masking
+from ldreg_kernels.trainer.networks.vit import ViTEncoder
 
 CPU = torch.device("cpu")
 
@@ -138,6 +139,17 @@ def test_decoder_trains_whole_and_starts_as_published() -> None:
     query = decoder.layers[0].attention.q_proj.weight
     assert 0.99 * sqrt(6 / (4 * 64)) < query.abs().max() <= sqrt(6 / (4 * 64)) * (1 + 1e-6)
     assert {module.eps for module in decoder.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
+
+
+def test_published_model_has_its_published_size() -> None:
+    with torch.device("meta"):  # shapes alone
+        encoder = ViTEncoder(3, 224, ViTConfig(name="vit-base"))
+        decoder = MAEDecoder(
+            768, encoder.patch_count, encoder.patch_pixels, MAEDecoderConfig(dim=512, depth=8, heads=16)
+        )
+    # The count is that of transformers' ViTMAEForPreTraining, whose fixed positions are parameters too.
+    positions = 197 * (768 + 512)
+    assert sum(p.numel() for net in (encoder, decoder) for p in net.parameters()) == 111_907_840 - positions
 
 
 def test_impossible_decoders_are_refused() -> None:

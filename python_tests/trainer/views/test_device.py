@@ -206,6 +206,15 @@ def test_views_differ_per_image_and_call_follow_the_seed_and_stay_in_range(recip
         assert not torch.equal(first[0], first[1])
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_nothing_is_read_back_from_the_device(recipe: str) -> None:
+    """On a device whose tensors have no values, to look at one is an error. On a GPU it would be a wait."""
+    specs = specs_of(recipe)
+    views = DeviceViews(specs, channels=3, size=28, normalise="imagenet").to("meta")
+    results = views([torch.empty(4, 3, 28, 28, dtype=torch.uint8, device="meta")] * len(specs))
+    assert [result.device.type for result in results] == ["meta"] * len(specs)
+
+
 def test_noise_has_its_deviation() -> None:
     residue = draw(ViewSpec(noise_std=0.05), noise(800)) - noise(800) / 255
     assert residue.std().item() == pytest.approx(0.05, rel=0.02)
