@@ -101,15 +101,6 @@ def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
-PHOTOGRAPHS = {
-    "data.dataset": "synthetic",
-    "data.synthetic.channels": 3,
-    "data.synthetic.images": 160,
-    "batch_size": 16,
-    "augmentation.recipe": "byol",
-}
-
-
 @pytest.mark.parametrize("weight", [0.1, "ratio:0.05"])
 @pytest.mark.parametrize(
     ("method", "changes"),
@@ -118,14 +109,15 @@ PHOTOGRAPHS = {
         ("byol", {}),
         ("mae", {}),
         ("simclr", {"optimiser": {"name": "lars", "lr": 0.1}}),
-        ("byol", PHOTOGRAPHS),  # jitter, blur, solarise
     ],
-    ids=["simclr", "byol", "mae", "lars", "photographs"],
+    ids=["simclr", "byol", "mae", "lars"],
 )
 def test_no_step_waits_between_two_readings(
     method: str, changes: dict[str, Any], weight: Any, tiny_of: TinyOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole steps, from the views to the optimiser; the log is read where the epoch ends."""
+    """Whole steps, from the views to the optimiser; the log is read where the epoch ends. (Jitter and blur are judged
+    in views/test_device.py: they read numbers that lie on the host, which cannot be told apart here.)
+    """
     config = tiny_of(method, log_every=1000, epochs=1, regularisers__0__weight=weight)
     run = prepare(config.derive(changes))
 
