@@ -31,7 +31,7 @@ class OptimiserConfig(Section):
     """
 
     name: Literal["adamw", "sgd", "lars", "larc"] = "adamw"
-    lr: float = Field(1e-3, gt=0, description="the highest rate, before lr_scaling")
+    lr: float = Field(3e-3, gt=0, description="the highest rate, before lr_scaling")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         "none", description="linear: lr * batch / 256; sqrt: lr * sqrt(batch), SimCLR's 0.075 sqrt(B)"
     )

@@ -23,7 +23,7 @@ class TrainConfig(Section):
     """Everything that decides a training run. Two runs with equal configs on one CPU give equal numbers."""
 
     seed: int = Field(0, ge=0, description="of weights, order, views and masks; the split has its own")
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2, description="images per step")
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
