@@ -1,4 +1,4 @@
-# make demo    SimCLR on digits, with and without LDReg, naive and fused; one table and the plots (CPU, minutes)
+# make demo    SimCLR, BYOL, MAE with and without LDReg, naive and fused; one table and the plots (CPU, minutes)
 # make test    the test suite                       make lint    ruff, mypy, import-linter
 # make build   recompile what changed in csrc/      make bench   time it against other libraries (3 minutes)
 # make clean   remove build outputs (not .venv)

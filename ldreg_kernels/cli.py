@@ -1,7 +1,8 @@
 """The command line: `ldreg train`, `verify`, `demo`, `data`, `bench`, `doctor`.
 
-Exit codes: 0 done (and, for verify and demo, the claim holds), 1 it does not hold or training failed, 2 the request
-was wrong. `ldreg bench` belongs to a checkout: benchmarks/cli.py answers it.
+Exit codes: 0 done (verify: every check passed; demo: fused and naive training begin alike, and MinLID lowers rank and
+LID), 1 that does not hold or training failed, 2 the request was wrong. `ldreg bench` belongs to a checkout:
+benchmarks/cli.py answers it.
 Heavy imports (torch and everything on it) are inside the commands, so that `ldreg --help` answers at once.
 """
 
@@ -70,21 +71,26 @@ def train(
     folder.
     """
     with _errors_as_exit_codes():
+        from .trainer.engine import prepare
         from .trainer.engine import train as run_training
         from .trainer.plots import plot_run
         from .trainer.run_folder import RunFolder
         from .trainer.terminal import progress_bars, results_table
 
         if resume:
-            _refuse_settings_with_resume(config, method, preset, dataset, root, set_, epochs, seed, regulariser)
+            given = (config, method, preset, dataset, root, set_, epochs, seed, regulariser, overwrite or None)
+            _refuse_settings_with_resume(*given)
             folder, settings = RunFolder.open(out)
+            run = prepare(settings)
         else:
             flags = _flags(method=method, dataset=dataset, root=root, epochs=epochs, seed=seed)
             settings = _settings(config, preset, set_, flags, regulariser)
+            RunFolder.check(out, overwrite=overwrite)
+            run = prepare(settings)  # what is wrong with the request is found here, with the old run still in place
             folder = RunFolder.create(out, settings, overwrite=overwrite)
         name = " + ".join([settings.method.name, *(r.name for r in settings.regularisers)])
         with progress_bars(console) as watch:
-            result = run_training(settings, folder, observers=[watch(name)], resume=resume)
+            result = run_training(settings, folder, observers=[watch(name)], resume=resume, prepared=run)
         plot_run(folder.plots / "run.png", result.steps, result.geometries)
         console.print(results_table(f"Frozen encoder, held-out {settings.data.dataset}", {name: result.final}))
         for line in result.unreadable:
@@ -138,8 +144,10 @@ def demo(
     """
     with _errors_as_exit_codes():
         from .trainer.demo import demo_cases, demo_table, run_demo
+        from .trainer.run_folder import require_writable
         from .trainer.terminal import progress_bars
 
+        require_writable(out)
         cases = demo_cases(dataset=dataset, root=root, epochs=epochs, seed=seed)
         with progress_bars(console) as watch:
             result = run_demo(out, cases, watch=watch)
@@ -147,7 +155,7 @@ def demo(
         for sentence in result.sentences():
             console.print(f"- {sentence}")
         console.print(f"Figures: {out}/losses.png, {out}/lid_and_rank.png, {out}/spectra.png")
-        if not result.collapsed:
+        if not (result.lowered and result.agree):
             raise typer.Exit(1)
 
 
@@ -161,7 +169,7 @@ def data(
     with _errors_as_exit_codes():
         from .trainer.data.instructions import how_to_get
 
-        console.print(how_to_get(name), markup=False, highlight=False)
+        console.print(how_to_get(name), markup=False, highlight=False, soft_wrap=True)
 
 
 # Everything behind `bench`, --help included, is for the benchmarks' own command line.
@@ -218,8 +226,11 @@ def _settings(
 ) -> TrainConfig:
     from .trainer.config import load_config, parse_override
 
-    settings = load_config(config, flags | dict(parse_override(text) for text in overrides or []), preset=preset)
-    return settings if regulariser is None else settings.with_regulariser(regulariser)
+    given = flags | dict(parse_override(text) for text in overrides or [])
+    if regulariser == "none":
+        given["regularisers"] = []
+    settings = load_config(config, given, preset=preset)
+    return settings if regulariser in (None, "none") else settings.with_regulariser(regulariser)
 
 
 def _refuse_settings_with_resume(*settings: Any) -> None:
@@ -240,16 +251,20 @@ def _errors_as_exit_codes() -> Iterator[None]:
         from .trainer.regularisers import NoBackendError
         from .trainer.run_folder import RunFolderError
     except ImportError as error:  # the extra is missing, or half of it
-        errors.print(f"ldreg: {error}", style="red", markup=False)
+        _say(error)
         raise typer.Exit(2) from None
     try:
         yield
     except (ConfigError, NoBackendError, RunFolderError, FileNotFoundError) as error:
-        errors.print(f"ldreg: {error}", style="red", markup=False)
+        _say(error)
         raise typer.Exit(2) from None
-    except NonFiniteLossError as error:
-        errors.print(f"ldreg: {error}", style="red", markup=False)
+    except (NonFiniteLossError, OSError) as error:  # diverged; unreadable images, a full disk
+        _say(error)
         raise typer.Exit(1) from None
+
+
+def _say(error: Exception) -> None:
+    errors.print(f"ldreg: {error}", style="red", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def save(accelerator: Accelerator, folder: Path) -> None:
         accelerator: holds the state.
         folder: the checkpoint's folder.
     """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    if not folder.is_dir() and _beside(folder, "new").is_dir():  # an interrupted swap
+        _beside(folder, "new").rename(folder)
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     accelerator.save_state(str(fresh))
@@ -53,6 +55,10 @@ def save(accelerator: Accelerator, folder: Path) -> None:
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path, end: str) -> Path:
+    return folder.with_name(f"{folder.name}.{end}")
 
 
 def restore(accelerator: Accelerator, folder: Path) -> None:
@@ -65,6 +71,8 @@ def restore(accelerator: Accelerator, folder: Path) -> None:
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
+    if not folder.is_dir():  # perhaps the process ended between the two renames of `save`: both copies are whole then
+        folder = next((c for c in (_beside(folder, "new"), _beside(folder, "old")) if c.is_dir()), folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint in {folder}: nothing to resume from")
     accelerator.load_state(str(folder))

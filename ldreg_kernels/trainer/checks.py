@@ -172,7 +172,7 @@ def final_checks(naive: Evaluation, fused: Evaluation, limits: Tolerances) -> li
         ("effective rank", a.geometry.effective_rank, b.geometry.effective_rank, limits.effective_rank),
         ("geometric-mean LID", a.geometry.lid_geometric_mean, b.geometry.lid_geometric_mean, limits.lid),
     ):
-        checks.append(Check(f"final {name}, relative", abs(p - q) / p, bound))
+        checks.append(Check(f"final {name}, relative", abs(p - q) / p if p else math.nan, bound))
     return checks
 
 

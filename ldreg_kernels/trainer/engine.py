@@ -22,12 +22,13 @@ from accelerate.state import AcceleratorState
 
 from . import checkpoint
 from .config import ConfigError, TrainConfig
-from .data import ImageData, load_data
+from .data import ImageData, ImageSource, load_data
 from .data.loader import RawBatch, TrainingLoader, training_loader
-from .evaluation import Clean, Evaluation, Geometry, encode, evaluate, measure_geometry
+from .evaluation import Clean, Encoded, Evaluation, Geometry, encode, judge, measure_geometry
 from .methods import VIEWS_PER_IMAGE, Batch, Method, Time, build_method
 from .optim import LearningRate, build_optimiser, learning_rate, set_learning_rate
 from .randomness import seeded
+from .recorder import Recorder
 from .regularisers import Regulariser, add_terms, build_regulariser
 from .run_folder import RunFolder
 from .step_log import NonFiniteLossError, Observer, Step, StepLog, Window
@@ -149,7 +150,9 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
     # accelerate keeps device and precision of a process once for all; a second run may want others.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    _refuse_what_the_device_cannot_do(config, accelerator.device)
     data = load_data(config.data)
+    _refuse_too_few_images(config, data)
     views = build_views(
         config.augmentation, method=config.method.name, view_count=VIEWS_PER_IMAGE[config.method.name], data=data
     )
@@ -180,10 +183,26 @@ def prepare(config: TrainConfig, regularisers: Sequence[Regulariser] | None = No
     return run
 
 
+def _refuse_what_the_device_cannot_do(config: TrainConfig, device: torch.device) -> None:
+    if config.device == "cuda" and device.type != "cuda":
+        raise ConfigError("device: cuda was asked for, and torch finds no GPU")
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: fp16 needs a GPU (accelerate would train on in float32); a CPU has no and bf16")
+
+
+def _refuse_too_few_images(config: TrainConfig, data: ImageData) -> None:
+    for name, k, images, part in (
+        ("lid_k", config.evaluation.lid_k, len(data.test) - 1, "held-out images besides the one that is asked for"),
+        ("knn_k", config.evaluation.knn_k, len(data.train), "training images"),
+    ):
+        if k > images:
+            raise ConfigError(f"evaluation.{name}: must be at most {images}, the number of {part}, got {k}")
+
+
 def _refuse_several_processes() -> None:
     # Before accelerate joins them: features and batch statistics are not gathered, and every process would write.
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
         raise ConfigError(
             f"WORLD_SIZE: the trainer runs in one process for now, got {processes}: features are not gathered over "
             "processes yet, and training on without would silently be another computation"
@@ -197,6 +216,7 @@ def train(
     observers: Sequence[Observer] = (),
     regularisers: Sequence[Regulariser] | None = None,
     resume: bool = False,
+    prepared: TrainingRun | None = None,
 ) -> TrainingResult:
     """Train, measuring LID and effective rank of held-out features on the way, and evaluate at the end.
 
@@ -206,6 +226,7 @@ def train(
         observers: watch the run.
         regularisers: used in place of the configured ones.
         resume: continue from the checkpoint in `folder`.
+        prepared: what `prepare(config, regularisers)` gave, if it was called before.
 
     Returns:
         Curves and final numbers; after `resume`, including what was recorded before the interruption.
@@ -215,7 +236,7 @@ def train(
         ConfigError, NoBackendError: as `prepare`.
         FileNotFoundError: `resume` without a checkpoint.
     """
-    run = prepare(config, regularisers)
+    run = prepared or prepare(config, regularisers)
     recorder = Recorder(folder)
     if resume:
         if folder is None:
@@ -235,7 +256,7 @@ def train(
         checkpoint.export_encoder(
             folder.encoder, run.bare_method.encoder, config, channels=run.data.channels, image_size=run.image_size
         )
-    final = evaluate(run.bare_method.encoder, run.data, run.clean, config.evaluation)
+    final = judge(_finite_features(run, run.data.train), _finite_features(run, run.data.test), config.evaluation)
     unreadable = sorted(run.unreadable | set(final.unreadable))
     speed = recorder.images_per_second
     if folder is not None and not (math.isnan(speed) and folder.summary.exists()):  # resumed at its very end
@@ -257,47 +278,6 @@ def step_log(run: TrainingRun, observers: Sequence[Observer]) -> StepLog:
     return StepLog(run.config.log_every, len(run.loader), run.config.batch_size, observers)
 
 
-class Recorder(Observer):
-    """Keeps the records of a run, and writes them into its folder.
-
-    Args:
-        folder: None keeps them in memory alone.
-    """
-
-    def __init__(self, folder: RunFolder | None = None) -> None:
-        self.steps: list[dict[str, Any]] = []
-        self.geometries: list[dict[str, Any]] = []
-        self._folder = folder
-        self._speeds: list[float] = []
-
-    @property
-    def images_per_second(self) -> float:
-        """The median over the windows."""
-        return float(torch.tensor(self._speeds).median()) if self._speeds else float("nan")
-
-    def window(self, window: Window) -> None:
-        """Keep a window's records."""
-        self._speeds.append(window.images_per_second)
-        for record in window.records:
-            self.steps.append(dict(record))
-            self._write(self.steps[-1])
-
-    def add_geometry(self, step: int, epoch: int, geometry: Geometry) -> None:
-        """Keep a measurement of held-out features.
-
-        Args:
-            step: optimiser steps before it.
-            epoch: the epoch that has ended.
-            geometry: the numbers.
-        """
-        self.geometries.append({"kind": "geometry", "step": step, "epoch": epoch, **geometry.numbers()})
-        self._write(self.geometries[-1])
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._folder is not None:
-            self._folder.log(record)
-
-
 def _checkpoint_is_due(config: TrainConfig, epoch: int) -> bool:
     every = config.checkpoint_every_epochs
     return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == config.epochs)
@@ -312,5 +292,11 @@ def held_out_geometry(run: TrainingRun) -> Geometry:
     Returns:
         The numbers.
     """
-    features = encode(run.bare_method.encoder, run.data.test, run.clean).features  # [M, D]
-    return measure_geometry(features, run.config.evaluation)
+    return measure_geometry(_finite_features(run, run.data.test).features, run.config.evaluation)
+
+
+def _finite_features(run: TrainingRun, source: ImageSource) -> Encoded:
+    encoded = encode(run.bare_method.encoder, source, run.clean)
+    if not torch.isfinite(encoded.features).all():  # the last step broke the weights, after its loss was computed
+        raise NonFiniteLossError(f"features of clean images are not finite after step {run.progress.step - 1}")
+    return encoded

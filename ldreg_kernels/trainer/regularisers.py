@@ -20,6 +20,7 @@ from ..losses.ldreg import LDRegLoss
 from ..ops.ldreg import LDRegStats
 from .config import RegulariserConfig
 from .methods.base import Output, Time
+from .optim.schedules import warmup_switch
 
 
 class NoBackendError(RuntimeError):
@@ -71,8 +72,7 @@ class LIDRegulariser:
 
     def weight(self, time: Time) -> float:
         """beta after the warm-up, at once; 1 stands for "on" where a ratio sets it."""
-        on = time.epoch >= self.warmup_epochs
-        return (1.0 if self.ratio is not None else self.beta) if on else 0.0
+        return warmup_switch(self.warmup_epochs)(time) * (1.0 if self.ratio is not None else self.beta)
 
 
 def build_regulariser(config: RegulariserConfig, device: torch.device) -> LIDRegulariser:

@@ -47,6 +47,26 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.plots = path / "plots"
         self._board: Any = None
+        self._resumed_at: int | None = None
+
+    @staticmethod
+    def check(path: Path, *, overwrite: bool = False) -> None:
+        """Whether a new run may be written there; nothing is changed.
+
+        Args:
+            path: the folder that `create` will make.
+            overwrite: a run that is already there may go.
+
+        Raises:
+            RunFolderError: it holds a run and `overwrite` is off, it holds something that is not a run, it is a file,
+                or it cannot be written.
+        """
+        require_writable(path)
+        if path.exists() and any(path.iterdir()):
+            if not (path / "config.json").exists():
+                raise RunFolderError(f"--out: {path} is not empty and is not a run folder: choose another")
+            if not overwrite:
+                raise RunFolderError(f"--out: {path} holds a run: resume it, overwrite it, or choose another folder")
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig, *, overwrite: bool = False) -> RunFolder:
@@ -61,14 +81,10 @@ class RunFolder:
             The folder.
 
         Raises:
-            RunFolderError: the folder holds a run and `overwrite` is off, or it holds something that is not a
-                run.
+            RunFolderError: as `check`.
         """
-        if path.exists() and any(path.iterdir()):
-            if not (path / "config.json").exists():
-                raise RunFolderError(f"{path} is not empty and is not a run folder: choose another")
-            if not overwrite:
-                raise RunFolderError(f"{path} holds a run: resume it, overwrite it, or choose another folder")
+        cls.check(path, overwrite=overwrite)
+        if path.exists():
             shutil.rmtree(path)
         folder = cls(path)
         folder.plots.mkdir(parents=True)
@@ -90,7 +106,7 @@ class RunFolder:
             RunFolderError: there is no run.
         """
         if not (path / "config.json").exists():
-            raise RunFolderError(f"{path} holds no run (no config.json)")
+            raise RunFolderError(f"--out: {path} holds no run (no config.json)")
         return cls(path), load_config(path / "config.json")
 
     def log(self, record: dict[str, Any]) -> None:
@@ -101,7 +117,7 @@ class RunFolder:
         """
         # JSON has no NaN: a LID that does not exist (every row collapsed onto one point, say) is written as
         # null.
-        plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
+        plain = {name: _json_number(value) for name, value in record.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
         for name, value in plain.items():
@@ -118,6 +134,7 @@ class RunFolder:
             The step records and the geometry records that stay.
         """
         records = read_records(self.metrics)
+        self._resumed_at = step
         # A step record carries its own index, a geometry record the number of steps before it.
         kept = [r for r in records if r["step"] + (r["kind"] == "step") <= step]
         self.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
@@ -130,7 +147,7 @@ class RunFolder:
             numbers: final evaluation, speed, images that were not read.
             spectrum: covariance eigenvalues.
         """
-        write_json(self.summary, {**numbers, "covariance_spectrum": spectrum})
+        write_json(self.summary, {n: _json_number(v) for n, v in numbers.items()} | {"covariance_spectrum": spectrum})
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -141,7 +158,8 @@ class RunFolder:
                 SummaryWriter,
             )  # a second of imports, paid only by runs that are recorded
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            # What was drawn after the checkpoint is drawn again, and must not stand there twice.
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._resumed_at)
         return self._board
 
 
@@ -157,6 +175,27 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def require_writable(path: Path) -> None:
+    """Raise before hours of work if a folder cannot be written in the end.
+
+    Args:
+        path: the folder; it need not exist.
+
+    Raises:
+        RunFolderError: it, or what is nearest above it, is a file or read-only.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise RunFolderError(f"--out: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunFolderError(f"--out: {nearest} cannot be written")
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no NaN and no Inf."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

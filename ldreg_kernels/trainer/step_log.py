@@ -19,7 +19,7 @@ from ..metrics import effective_rank
 from .methods.base import Output, Time
 from .regularisers import Total
 
-_RANK_ROWS = 512  # rows of a batch whose effective rank is shown: a hint on the way, not a measurement
+_RANK_ROWS = 256  # rows of a batch whose effective rank is shown: a hint on the way, not a measurement
 
 
 class NonFiniteLossError(RuntimeError):
@@ -41,7 +41,7 @@ class Window:
     Attributes:
         records: one for each step since the last window.
         time: of the last of them.
-        images_per_second: over these steps; evaluation and checkpoints are left out.
+        images_per_second: over these steps; evaluation, checkpoints and observers are left out.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -97,9 +97,10 @@ class StepLog:
         """
         self._rows.append((time, learning_rate, step_numbers(output, total)))
         self._features = output.features.detach()
-        step = Step(time, detached(output))
+        step, began = Step(time, detached(output)), clock.perf_counter()
         for observer in self.observers:
             observer.step(step)
+        self._started += clock.perf_counter() - began  # what observers do is no part of a step
         if self.due(time):
             self._read()
 
@@ -115,7 +116,7 @@ class StepLog:
                 record["degenerate"] = int(record["degenerate"])
             records.append(record)
         bad = next((r for r in records if not math.isfinite(r["loss"])), None)
-        if bad is None and self._features is not None:
+        if bad is None and self._features is not None and bool(torch.isfinite(self._features).all()):
             records[-1]["batch_effective_rank"] = effective_rank(self._features[:_RANK_ROWS], variant="cov")
         window = Window(records, self._rows[-1][0], self.batch_size * len(records) / elapsed)
         self._rows = []

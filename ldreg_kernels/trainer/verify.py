@@ -33,12 +33,13 @@ from torch import Tensor
 from .checks import Check, Curve, Tolerances, allowed_drift, curve_checks, drift, final_checks, step_checks
 from .comparison import RegulariserClock, StepComparison, compare
 from .config import ConfigError, TrainConfig
-from .engine import Recorder, prepare, step_log, train, train_one_epoch
+from .engine import prepare, step_log, train, train_one_epoch
 from .methods.base import Output
 from .plots import plot_verification
 from .randomness import derive
+from .recorder import Recorder
 from .regularisers import Regulariser, build_regulariser
-from .run_folder import environment, write_json
+from .run_folder import environment, require_writable, write_json
 from .step_log import Observer, Step
 
 Watch = Callable[[str], Observer]  # the name of a training -> an observer that shows its progress
@@ -48,18 +49,19 @@ Watch = Callable[[str], Observer]  # the name of a training -> an observer that 
 class Cost:
     """What a step costs, in milliseconds, and the part of it that is the regulariser.
 
-    The regulariser is timed alone, forward and backward, on the features of the same steps; the step is that of the
-    naive training. A step with the fused op is worked out: the naive step, less the naive regulariser, plus the fused.
+    The step is that of the fused training. The regulariser is timed alone, forward and backward, naive and fused in
+    turn, on the features of the same steps. A step with the naive form is worked out: this one, less the fused, plus
+    the naive.
     """
 
-    step_naive: float
+    step: float
     naive: float
     fused: float
 
     @property
     def shares(self) -> tuple[float, float]:
         """The regulariser's share of a step, naive and fused."""
-        return self.naive / self.step_naive, self.fused / (self.step_naive - self.naive + self.fused)
+        return self.naive / (self.step - self.fused + self.naive), self.fused / self.step
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,24 @@ def verify(
         The report; `report.passed` is the verdict.
 
     Raises:
-        ConfigError: there is not exactly one regulariser, or its backend is the reference, which would be compared
-            with itself.
+        ConfigError: there is not exactly one regulariser, it is not added in the first epochs, or its backend is the
+            reference, which would be compared with itself.
+        RunFolderError: the folder cannot be written.
         NoBackendError: no fused backend runs here.
     """
     if len(config.regularisers) != 1:
         raise ConfigError(f"regularisers: exactly one can be verified, got {len(config.regularisers)}")
     if fused is None and config.regularisers[0].backend == "reference":
         raise ConfigError("regularisers.0.backend: must not be reference here, it would be compared with itself")
+    if folder is not None:
+        require_writable(folder)
     limits = tolerances or Tolerances()
+    regulariser = config.regularisers[0]
+    if not regulariser.weight or regulariser.warmup_epochs >= min(limits.drift_epochs, config.epochs):
+        raise ConfigError(
+            "regularisers.0: must be added in the first epochs, or two trainings without it would be compared; got "
+            f"weight={regulariser.weight}, warmup_epochs={regulariser.warmup_epochs}"
+        )
     naive_config, fused_config = config.with_regulariser("ldreg-naive"), config.with_regulariser("ldreg")
     comparer = StepComparer(naive_config, fused_config, fused, limits)
 
@@ -139,7 +150,7 @@ def verify(
         *final_checks(naive_run.final, fused_run.final, limits),
     ]
     finals = {"naive": naive_run.final.numbers(), "fused": fused_run.final.numbers()}
-    step_milliseconds = 1e3 * config.batch_size / naive_run.images_per_second
+    step_milliseconds = 1e3 * config.batch_size / fused_run.images_per_second
     report = Report(checks, comparer.steps, finals, Cost(step_milliseconds, **comparer.clock.medians()))
     if folder is not None:
         _write(folder, report, config, limits, naive_run.steps, fused_run.steps, yardsticks)

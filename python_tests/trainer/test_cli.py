@@ -85,7 +85,7 @@ def test_verify_exits_with_its_verdict(
     from ldreg_kernels.trainer.comparison import StepComparison
 
     step = StepComparison(0, 1.0, 0.0, 0.0, 0.0, 8, 0, 0, 0)
-    cost = Cost(step_naive=100.0, naive=10.0, fused=1.0)
+    cost = Cost(step=91.0, naive=10.0, fused=1.0)
 
     def verify(*_: Any, **__: Any) -> Report:
         return Report([Check("gradient, worst step", measured, 1.0)], [step], cost=cost)

@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from .base import ConfigError
+from .methods import REFERENCES_PER_IMAGE
 from .optim import MEANT_FOR
 from .renamed import refuse_old_names
 from .run import TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
-_METHODS = ("simclr", "byol", "mae")
 _UNIONS = ("method", "encoder")  # sections whose fields depend on their name
 
 
@@ -54,8 +54,11 @@ def make_config(
         _set(given, "method.name", overrides["method.name"])
     section = given.get("method", {})
     method = section.get("name", "simclr") if isinstance(section, dict) else None
-    merged = _over(read_preset(method), given) if method in _METHODS else given  # else validation says what is wrong
-    for name, value in overrides.items():
+    merged = (
+        _over(read_preset(method), given) if method in REFERENCES_PER_IMAGE else given
+    )  # else validation says what is wrong
+    # Names first: they decide which other settings there are, in whatever order they were typed.
+    for name, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         _set(merged, name, value)
     try:
         return TrainConfig.model_validate(merged)
@@ -136,13 +139,23 @@ def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
             merged[name] = _over(below, value)
         elif name == "method" and isinstance(below, dict) and value == below.get("name"):
             continue  # a plain name
+        elif name == "regularisers" and isinstance(below, list) and isinstance(value, list):
+            # Entry by entry, like sections, so that {k = 16} alone keeps the method's weight.
+            both = [_over(b, v) if isinstance(v, Mapping) else v for b, v in zip(below, value, strict=False)]
+            merged[name] = both + copy.deepcopy(value[len(both) :])
         else:
             merged[name] = copy.deepcopy(value)
     return merged
 
 
 def _same_kind(section: str, below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return section not in _UNIONS or value.get("name", below.get("name")) == below.get("name")
+    """Whether two settings of a section have the same fields: resnet18 and resnet50 do, vit-tiny has others."""
+    name = below.get("name")
+    return section not in _UNIONS or _family(value.get("name", name)) == _family(name)
+
+
+def _family(name: Any) -> str:
+    return str(name).split("-")[0].rstrip("0123456789")
 
 
 def _without_foreign(optimiser: Mapping[str, Any], name: Any) -> dict[str, Any]:
@@ -165,7 +178,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
         _item(place, leaf, dotted, dotted)
         place[int(leaf)] = value
         return
-    if leaf == "name" and len(sections) == 1 and sections[0] in _UNIONS and place.get("name", value) != value:
+    if leaf == "name" and len(sections) == 1 and not _same_kind(sections[0], place, {"name": value}):
         place.clear()  # the fields of another method, or of another encoder
     if dotted == "optimiser.name":
         values["optimiser"] = place = _without_foreign(place, value)
@@ -173,7 +186,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _item(values: list[Any], index: str, dotted: str, where: str) -> Any:
-    if not (index.isdigit() and int(index) < len(values)):
+    if not (index.isascii() and index.isdigit() and int(index) < len(values)):
         raise ConfigError(f"{dotted}: there is no {where}; the list has {len(values)} entries, counted from 0")
     return values[int(index)]
 

@@ -44,6 +44,5 @@ class MAEConfig(Section):
 
 MethodConfig = Annotated[SimCLRConfig | BYOLConfig | MAEConfig, Field(discriminator="name")]
 
-# Rows of features, and rows that a regulariser may search, for every image of a batch.
-QUERIES_PER_IMAGE = {"simclr": 2, "byol": 2, "mae": 1}
+# Every method, and the rows that a regulariser may search for each image of a batch.
 REFERENCES_PER_IMAGE = {"simclr": 2, "byol": 4, "mae": 1}

@@ -12,15 +12,16 @@ from .base import Section
 
 Estimator = Literal["mom", "mom_amsaleg", "mle", "hill", "hill_unbiased", "mada"]
 
-_RATIO = re.compile(r"ratio:\s*([0-9.]+(?:e[+-]?[0-9]+)?)", re.IGNORECASE)
+_RATIO = re.compile(r"ratio:\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def _weight(value: object) -> object:
     """A number, or the text "ratio:0.05"; everything else is refused with what was expected."""
     if isinstance(value, str):
         match = _RATIO.fullmatch(value.strip())
-        if match and 0 < float(match.group(1)) < math.inf:
-            return f"ratio:{float(match.group(1)):g}"
+        share = float(match.group(1) + (match.group(2) or "")) if match else math.nan
+        if 0 < share < math.inf:
+            return f"ratio:{share!r}"
         raise ValueError('must be a number, or a text such as "ratio:0.05"')
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError('must be a number that is finite and not negative, or a text such as "ratio:0.05"')

@@ -22,10 +22,10 @@ from .regularisers import RegulariserConfig
 class TrainConfig(Section):
     """Everything that decides a training run. Two runs with equal configs on one CPU give equal numbers."""
 
-    seed: int = Field(0, ge=0, description="of weights, order, views and masks; the split has its own")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order, views and masks; the split has its own")
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2, description="images per step")
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: int = Field(10, ge=1, description="steps between two reads of the device; nothing else waits for it")
     checkpoint_every_epochs: int = Field(5, ge=0, description="0 keeps none; otherwise the last epoch is always kept")
@@ -90,5 +90,7 @@ class TrainConfig(Section):
         """
         if name == "none":
             return self.derive({"regularisers": []})
-        terms = self.regularisers or (RegulariserConfig(),)
+        from .files import make_config
+
+        terms = self.regularisers or make_config({"method": self.method.name}).regularisers
         return self.derive({"regularisers": [t.model_dump(mode="json") | {"name": name} | changes for t in terms]})

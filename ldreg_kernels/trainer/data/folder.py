@@ -65,6 +65,8 @@ def load(config: DataConfig) -> ImageData:
         names = _class_names(root / "train")
         train, test = _list(root / "train", names), _list(parts[0], names)
         return ImageData("folder", train, test, len(names), None)
+    if (root / "train").is_dir():
+        raise ConfigError(f"data.root: {root} holds train/, but neither val/ nor test/ beside it")
     names = _class_names(root)
     train_part, test_part = hold_out(_list(root, names), config)
     return ImageData("folder", train_part, test_part, len(names), None)

@@ -6,6 +6,7 @@ scoring only; no setting is chosen on them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a finished encoder is judged by; accuracies in [0, 1], on held-out images."""
+    """What a finished encoder is judged by; accuracies in [0, 1] on held-out images; NaN if there is one class."""
 
     probe_accuracy: float
     knn_accuracy: float
@@ -83,8 +84,9 @@ def judge(train: Encoded, test: Encoded, config: EvaluationConfig) -> Evaluation
     sets = (train.features, train.labels, test.features, test.labels)
     # scikit-learn's BLAS would take every core, whatever torch was told; on a busy machine that is 20 times slower.
     with threadpool_limits(torch.get_num_threads()):
-        probe = linear_probe_accuracy(*sets)
-        votes = knn_accuracy(*sets, k=config.knn_k, temperature=config.knn_temperature)
+        one_class = len(train.labels.unique()) < 2  # nothing to tell apart
+        probe = math.nan if one_class else linear_probe_accuracy(*sets)
+        votes = math.nan if one_class else knn_accuracy(*sets, k=config.knn_k, temperature=config.knn_temperature)
     return Evaluation(
         probe_accuracy=probe,
         knn_accuracy=votes,

@@ -35,7 +35,7 @@ def measure_geometry(features: Tensor, config: EvaluationConfig) -> Geometry:
     Returns:
         The numbers.
     """
-    lid = lid_statistics(features, k=min(config.lid_k, len(features) - 1))
+    lid = lid_statistics(features, k=config.lid_k)
     return Geometry(
         effective_rank=effective_rank(features, variant="cov"),
         lid_geometric_mean=lid.geometric_mean,

@@ -32,6 +32,6 @@ def knn_accuracy(
         # exp(s/t) up to a factor that the neighbours of a row share, so that the nearest has weight 1 at any t.
         return np.exp((cosine_distance.min(axis=1, keepdims=True) - cosine_distance) / temperature)
 
-    classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine", weights=votes)
+    classifier = KNeighborsClassifier(k, metric="cosine", weights=votes)
     classifier.fit(train.double().numpy(), train_labels.numpy())
     return float(classifier.score(test.double().numpy(), test_labels.numpy()))

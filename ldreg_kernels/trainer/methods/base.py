@@ -25,7 +25,7 @@ class Time(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images on the device."""
+    """One step's views on the device, with what is known of their images on the CPU."""
 
     views: list[Tensor]  # [N, C, H, W] each; global crops first
     labels: Tensor | None  # [N] int64; for evaluation only

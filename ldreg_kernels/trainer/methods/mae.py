@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ...losses.mae import mae_loss
-from ..config import MAEConfig
+from ..config import ConfigError, MAEConfig
 from ..networks.encoder import Encoder
-from ..networks.mae import MAEDecoder, random_masking
+from ..networks.mae import MAEDecoder, random_masking, visible_patches
 from ..networks.vit import ViTEncoder
 from .base import Method, Output, Time, at_least_float32
 
@@ -48,7 +48,15 @@ class MAE(Method):
         """MAE with the heads that a configuration asks for."""
         if not isinstance(encoder, ViTEncoder):
             raise TypeError(f"encoder must be a ViTEncoder for MAE, got {type(encoder).__name__}")
+        visible = visible_patches(encoder.patch_count, config.mask_ratio)
+        if not 0 < visible < encoder.patch_count:
+            raise ConfigError(
+                f"method.mask_ratio: must leave some of {encoder.patch_count} patches visible and some masked, got "
+                f"{config.mask_ratio}; encoder.patch_size is {encoder.patch_size}"
+            )
         pixels = channels * encoder.patch_size**2
+        if config.norm_pix and pixels < 2:
+            raise ConfigError("method.norm_pix: must be false where a patch is a single value, got true")
         decoder = MAEDecoder(encoder.output_dim, encoder.patch_count, pixels, config.decoder)
         return cls(encoder, decoder, config.mask_ratio, config.norm_pix)
 

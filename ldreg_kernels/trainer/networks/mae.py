@@ -35,13 +35,26 @@ def random_masking(count: int, patches: int, ratio: float, device: torch.device)
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be at least 0 and below 1, got {ratio}")
-    visible = math.floor(patches * (1 - ratio) + 1e-6)
+    visible = visible_patches(patches, ratio)
     if visible < 1:
         raise ValueError(f"ratio {ratio} leaves none of {patches} patches visible")
     order = torch.rand(count, patches, device=device).argsort(1)
     restore = order.argsort(1)
     mask = (restore >= visible).float()
     return order[:, :visible], mask, restore
+
+
+def visible_patches(patches: int, ratio: float) -> int:
+    """How many patches of an image stay visible: floor(patches * (1 - ratio)), up to the rounding of `ratio`.
+
+    Args:
+        patches: L, patches of an image.
+        ratio: share of them that is masked.
+
+    Returns:
+        V.
+    """
+    return math.floor(patches * (1 - ratio) + 1e-6)
 
 
 class MAEDecoder(nn.Module):

@@ -21,14 +21,12 @@ class Views:
         device: the rest.
         clean_crop: an image to the size of the views, for the evaluation.
         image_size: side of the views in pixels.
-        recipe: its name, "auto" resolved.
     """
 
     crops: Sequence[RandomCrop | Whole]
     device: DeviceViews
     clean_crop: CentreCrop
     image_size: int
-    recipe: str
 
 
 def build_views(config: AugmentationConfig, *, method: str, view_count: int, data: ImageData) -> Views:
@@ -57,7 +55,6 @@ def build_views(config: AugmentationConfig, *, method: str, view_count: int, dat
         device=DeviceViews(specs, channels=data.channels, size=size, normalise=config.normalise),
         clean_crop=CentreCrop(size, config.interpolation),
         image_size=size,
-        recipe=recipe,
     )
 
 
