@@ -51,6 +51,7 @@ def test_simclr_tuned_builds_and_steps_in_small() -> None:
         "method.projector.hidden_dim": 64,
         "method.projector.output_dim": 32,
         "regularisers.0.k": 8,
+        "evaluation.lid_k": 8,
     }
     run = prepare(make_config({}, small, preset="simclr-tuned"))
     method = run.bare_method
