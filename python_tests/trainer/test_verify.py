@@ -119,7 +119,8 @@ def test_the_fused_op_passes_and_leaves_its_evidence(method: str, tiny_of: TinyO
     written = json.loads((tmp_path / "verification.json").read_text())
     assert written["passed"] is True
     assert written["config"]["method"]["name"] == method
-    assert len(written["curves"]["yardsticks"]) == 3
+    losses = [[step["loss"] for step in curve] for curve in written["curves"]["yardsticks"]]
+    assert len(losses) == len({tuple(curve) for curve in losses}) == 3
     assert (tmp_path / "verification.png").read_bytes().startswith(b"\x89PNG")
     assert report.cost is not None
     assert written["cost_milliseconds"] == asdict(report.cost)
@@ -281,6 +282,17 @@ def test_tied_rows_are_not_judged_but_too_many_of_them_fail(tiny: TrainConfig) -
     step = compare(0, Output(torch.tensor(0.0), grid), naive, fused, k=tiny.regularisers[0].k, gap=1e-5)
     assert step.unjudged > 100
     assert TIED in {c.name for c in step_checks([step], Tolerances()) if not c.passed}
+
+
+def test_rows_tied_with_extra_references_are_not_judged(tiny: TrainConfig) -> None:
+    config = tiny.derive({"regularisers.0.k": 2})
+    naive, fused = (
+        build_regulariser(config.with_regulariser(name).regularisers[0], CPU) for name in ("ldreg-naive", "ldreg")
+    )
+    output = Output(torch.tensor(0.0), torch.tensor([[0.0], [1.0], [3.0], [7.0]]))  # from row 0: 1, 3, 7
+    tied = output._replace(extra_references=torch.tensor([[-3.0]]))
+    assert compare(0, output, naive, fused, k=2, gap=1e-5).unjudged == 0
+    assert compare(0, tied, naive, fused, k=2, gap=1e-5).unjudged == 1
 
 
 def test_relative_gap_by_hand() -> None:
