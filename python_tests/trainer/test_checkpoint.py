@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_resumed_equals_uninterrupted(method: str, tiny_of: Callable[..., TrainC
     assert resumed.final == expected.final
     assert read_records(folder.metrics) == read_records(whole.metrics)
     assert not list(folder.path.glob("checkpoint.*"))  # no half-written one is left behind
+
+
+@pytest.mark.parametrize("left", [(".old", ".new"), (".old",)])
+def test_a_swap_that_was_interrupted_leaves_a_checkpoint(
+    left: tuple[str, ...], config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", config)
+    train(config.derive({"epochs": 1}), folder)
+    for end in left:
+        shutil.copytree(folder.checkpoint, folder.checkpoint.with_name("checkpoint" + end))
+    shutil.rmtree(folder.checkpoint)
+    assert len(train(config.derive({"epochs": 2}), folder, resume=True).steps) == 10
+    assert [path.name for path in folder.path.glob("checkpoint*")] == ["checkpoint"]
 
 
 def test_nothing_to_resume(config: TrainConfig, tmp_path: Path) -> None:

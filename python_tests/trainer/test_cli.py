@@ -62,6 +62,12 @@ def test_train_then_refuse_then_resume(config_file: Path, tmp_path: Path) -> Non
         (["--preset", "simclr-tuend"], "preset: must be one of"),
         (["--preset", "simclr-tuned"], "root: must be given for the data set 'folder'"),
         (["--regularizer", "ldrag"], "regularisers.0.name"),
+        (["--set", "data.test_fraction=0.01"], "evaluation.lid_k: must be at most"),
+        (["--method", "mae", "--set", "encoder.patch_size=8"], "method.mask_ratio: must leave some of 1 patches"),
+        (["--set", "precision=fp16", "--set", "device=cpu"], "precision: fp16 needs a GPU"),
+        (["--set", "seed=100000000000000000000"], "seed: "),
+        (["--set", "regularisers.²=4"], "there is no regularisers.²"),
+        (["--resume", "--overwrite"], "--resume takes the configuration of the run"),
         (["--dataset", "fashion-mnist", "--root", "/nowhere"], "`ldreg data fashion-mnist` says how to get it"),
         (["--set", "epochs"], "must look like"),
         (["--set", "batch_size=100000"], "batch_size: must be at most 1348"),
@@ -75,6 +81,24 @@ def test_wrong_requests_exit_with_2_and_one_line(arguments: list[str], message: 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_a_wrong_request_leaves_a_finished_run_alone(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert runner.invoke(cli.app, ["train", str(config_file), "--out", str(out)]).exit_code == 0
+    before = sorted(path.name for path in out.iterdir())
+    wrong = ["train", "--dataset", "cifar10", "--root", "/nowhere", "--overwrite", "--out", str(out)]
+    assert runner.invoke(cli.app, wrong).exit_code == 2
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["train", "verify", "demo"])
+def test_out_that_is_a_file_is_refused_at_once(command: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    result = runner.invoke(cli.app, [command, "--out", str(tmp_path / "thesis.tex" / "run")])
+    assert result.exit_code == 2
+    assert "--out" in result.output
+    assert "is a file, not a folder" in result.output
 
 
 @pytest.mark.parametrize(("measured", "code"), [(0.5, 0), (2.0, 1), (float("nan"), 1)])

@@ -131,6 +131,31 @@ def test_another_name_drops_the_settings_of_the_old_one() -> None:
     assert byol.derive({"method.name": "simclr"}).method.name == "simclr"
 
 
+def test_names_come_before_settings_in_whatever_order_they_were_typed() -> None:
+    for overrides in (
+        {"encoder.width": 8, "encoder.name": "resnet18"},
+        {"encoder.name": "resnet18", "encoder.width": 8},
+    ):
+        assert make_config({}, overrides).encoder.width == 8
+    with pytest.raises(ConfigError, match="momentum has no meaning for adamw"):
+        make_config({}, {"optimiser.momentum": 0.5, "optimiser.name": "adamw"})
+
+
+def test_a_preset_keeps_its_settings_for_another_network_of_the_kind() -> None:
+    root = {"data": {"root": "/nowhere"}}
+    resnet = make_config(root, {"encoder.name": "resnet18"}, preset="simclr-imagenet").encoder
+    assert (resnet.stem, resnet.zero_init) == ("imagenet", True)
+    vit = make_config(root, {"encoder.name": "vit-small"}, preset="simclr-vit-imagenet").encoder
+    assert (vit.patch_size, vit.initialisation, vit.frozen_patch_embedding) == (16, "moco-v3", True)
+
+
+def test_an_entry_of_the_list_lies_over_the_methods_own() -> None:
+    assert make_config({"method": "mae", "regularisers": [{"k": 16}]}).regularisers[0].weight == "ratio:0.1"
+    mae = make_config({"method": "mae", "regularisers": []})
+    assert mae.regularisers == ()
+    assert mae.with_regulariser("ldreg").regularisers == make_config({"method": "mae"}).regularisers
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_valid_and_written_down_whole(name: str) -> None:
     values = {"data": {"root": "/nowhere"}} if "imagenet" in name or "tuned" in name else {}

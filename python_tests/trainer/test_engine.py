@@ -173,6 +173,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny: TrainConfi
         train(tiny, regularisers=[BreaksAtTheThirdCall(tiny)])
 
 
+def test_weights_that_break_in_the_last_step_are_a_divergence(tiny: TrainConfig) -> None:
+    broken = tiny.derive({"epochs": 1, "optimiser.name": "sgd", "optimiser.lr": 1e30, "optimiser.warmup_epochs": 0})
+    with pytest.raises(NonFiniteLossError):
+        train(broken.derive({"data.train_images": 128}))  # a single step: its own loss is finite
+
+
 def test_several_processes_are_refused(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE: the trainer runs in one process for now, got 2"):

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ldreg_kernels.trainer.config import AugmentationConfig, DataConfig, EvaluationConfig
 from ldreg_kernels.trainer.data import ImageData, Subset, load_data
-from ldreg_kernels.trainer.evaluation import Clean, encode, evaluate, knn_accuracy, linear_probe_accuracy
+from ldreg_kernels.trainer.evaluation import (
+    Clean,
+    Encoded,
+    encode,
+    evaluate,
+    judge,
+    knn_accuracy,
+    linear_probe_accuracy,
+)
 from ldreg_kernels.trainer.views import build_views
 
 
@@ -58,6 +66,15 @@ def test_knn_weights_survive_a_tiny_temperature() -> None:
     # Nobody within reach: exp(-1.0 / 0.001) is 0 for every neighbour, and yet the nearest decides.
     assert knn_accuracy(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]),
                         torch.tensor([[0.01, 1.0]]), torch.tensor([0]), k=2, temperature=0.001) == 1.0  # fmt: skip
+
+
+def test_one_class_has_no_accuracy_but_a_geometry() -> None:
+    features = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    part = Encoded(features, torch.zeros(60, dtype=torch.int64), [])
+    result = judge(part, part, EvaluationConfig(lid_k=8))
+    assert math.isnan(result.probe_accuracy)
+    assert math.isnan(result.knn_accuracy)
+    assert result.geometry.effective_rank > 3
 
 
 def clean_of(data: ImageData) -> Clean:

@@ -138,13 +138,16 @@ def test_a_gradient_of_the_wrong_sign_fails_in_both_questions(method: str, tiny_
 
 
 def test_shares_by_hand() -> None:
-    naive, fused = Cost(step_naive=100.0, naive=40.0, fused=15.0).shares
+    naive, fused = Cost(step=75.0, naive=40.0, fused=15.0).shares
     assert naive == pytest.approx(0.4)
     assert fused == pytest.approx(15 / 75)
 
 
 def test_what_cannot_be_compared_is_refused(tiny_of: TinyOf) -> None:
     config = small(tiny_of, "simclr")
+    for never_added in ({"regularisers.0.weight": 0.0}, {"regularisers.0.warmup_epochs": 2, "epochs": 5}):
+        with pytest.raises(ConfigError, match=r"regularisers.0: must be added in the first epochs"):
+            verify(config.derive(never_added))
     with pytest.raises(ConfigError, match=r"regularisers.0.backend: must not be reference"):
         verify(config.derive({"regularisers.0.backend": "reference"}))
     with pytest.raises(ConfigError, match=r"regularisers: exactly one can be verified, got 0"):

@@ -151,8 +151,11 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no folders of images"):
         load(tmp_path)
     write(tmp_path / "train")
-    with pytest.raises(ConfigError, match=r"train holds no \.png, \.jpg, \.jpeg file"):
+    with pytest.raises(ConfigError, match=r"holds train/, but neither val/ nor test/ beside it"):
         load(tmp_path)
+    (tmp_path / "shut" / "cat").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"cat holds no \.png, \.jpg, \.jpeg file"):
+        load(tmp_path / "shut")
     write(tmp_path / "val")
     (tmp_path / "val" / "fish").mkdir()
     with pytest.raises(ConfigError, match=r"val/fish is a class that is not in .*train"):
