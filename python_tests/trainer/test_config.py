@@ -150,7 +150,7 @@ def test_a_preset_keeps_its_settings_for_another_network_of_the_kind() -> None:
 
 
 def test_an_entry_of_the_list_lies_over_the_methods_own() -> None:
-    assert make_config({"method": "mae", "regularisers": [{"k": 16}]}).regularisers[0].weight == "ratio:0.1"
+    assert make_config({"method": "mae", "regularisers": [{"k": 16}]}).regularisers[0].weight == 0.01
     mae = make_config({"method": "mae", "regularisers": []})
     assert mae.regularisers == ()
     assert mae.with_regulariser("ldreg").regularisers == make_config({"method": "mae"}).regularisers

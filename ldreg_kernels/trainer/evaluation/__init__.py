@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+_SMALL = 20_000_000  # numbers in a matrix of features, 80 MB
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a finished encoder is judged by; accuracies in [0, 1] on held-out images; NaN if there is one class."""
@@ -82,8 +85,10 @@ def judge(train: Encoded, test: Encoded, config: EvaluationConfig) -> Evaluation
         The numbers.
     """
     sets = (train.features, train.labels, test.features, test.labels)
-    # scikit-learn's BLAS would take every core, whatever torch was told; on a busy machine that is 20 times slower.
-    with threadpool_limits(torch.get_num_threads()):
+    # Many threads are slower where each product is small: 3,000 rows of 128 take a probe 0.5 s on one thread and 3.5 s
+    # on two, far more on a busy machine. scikit-learn's BLAS would take every core, whatever torch was told.
+    small = train.features.numel() < _SMALL
+    with threadpool_limits(1 if small else torch.get_num_threads()):
         one_class = len(train.labels.unique()) < 2  # nothing to tell apart
         probe = math.nan if one_class else linear_probe_accuracy(*sets)
         votes = math.nan if one_class else knn_accuracy(*sets, k=config.knn_k, temperature=config.knn_temperature)
