@@ -8,7 +8,7 @@ Three ways to compute the LID term: `ldreg` (fused), `ldreg-naive` (the referenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -157,70 +157,73 @@ def add_terms(output: Output, regularisers: Sequence[Regulariser], time: Time, *
 
     A regulariser at weight 0 is computed on detached features: logged, without gradient. Where a ratio sets the weight,
 
-        beta = ratio |dL/df| / |dR/df|    (norms over all features of the batch)
+        beta = ratio |dL/df| / |dR/df|    (norms over all features of the batch, L the method's own loss)
 
-    and beta dR/df joins the gradient on its way back through the features, where dL/df is known; L is there all that
-    reaches them otherwise. No second backward pass, no synchronisation.
+    and beta dR/df joins the gradient on its way back through the features, where dL/df is known. No second backward
+    pass, no synchronisation.
 
     Args:
         output: of the method.
         regularisers: the list.
         time: of this step.
-        measure: also measure the ratio of the gradients of the terms that have a number as weight (hooks, no
-            further pass).
+        measure: also measure the ratio of the gradients where every weight is a number (hooks, no further pass).
 
     Returns:
         The total.
     """
-    features = output.features
-    seen = output._replace(features=features.view_as(features)) if measure else output
-    total = Total(output.loss, [], [])
+    features, total = output.features, Total(output.loss, [], [])
+    hooked = measure or any(r.ratio is not None for r in regularisers)
+    # Terms with a number as weight branch off here, so that their gradient is known apart from the loss's.
+    branch = features.view_as(features) if hooked else features
+    numbers = output._replace(features=branch)
     balanced: list[tuple[int, float, Tensor]] = []
     added = False
-    for regulariser in regularisers:
+    for place, regulariser in enumerate(regularisers):
         weight = regulariser.weight(time)
         if weight and regulariser.ratio is not None:
             leaf = features.detach().requires_grad_()
             term = regulariser(output._replace(features=leaf))
-            balanced.append((len(total.terms), regulariser.ratio, torch.autograd.grad(term.value, leaf)[0]))
+            balanced.append((place, regulariser.ratio, torch.autograd.grad(term.value, leaf)[0]))
         elif weight:
-            term = regulariser(seen)
+            term = regulariser(numbers)
             total.loss = total.loss + weight * term.value
             added = True
         else:
             term = regulariser(output._replace(features=features.detach()))
         total.terms.append(Term(term.value.detach(), term.stats))
         total.weights.append(weight)
-    if balanced:
-        features.register_hook(_balance(total, balanced))
-    elif measure and added:
-        _measure(total, seen.features, features)
+    if balanced or (added and hooked):
+        _watch(total, features, branch if added else None, balanced)
     return total
 
 
-def _balance(total: Total, terms: Sequence[tuple[int, float, Tensor]]) -> Callable[[Tensor], Tensor]:
-    def add(gradient: Tensor) -> Tensor:
-        size, changed = gradient.norm(), gradient
-        for place, ratio, own in terms:
-            norm = own.norm()
-            beta = torch.where(norm > 0, ratio * size / norm, torch.zeros_like(norm))
-            total.weights[place] = beta
-            changed = changed + beta * own
-        total.ratio = (changed - gradient).norm() / size
-        return changed
+def _watch(
+    total: Total, features: Tensor, branch: Tensor | None, balanced: Sequence[tuple[int, float, Tensor]]
+) -> None:
+    """Hooks that add the balanced terms' gradients at the features, and leave weights and ratio in `total`.
 
-    return add
-
-
-def _measure(total: Total, branch: Tensor, features: Tensor) -> None:
-    """Hooks that leave |gradient of the terms| / |the rest| in `total`: the branch's gradient arrives first."""
+    Args:
+        total: is completed when backward runs.
+        features: where all gradients meet.
+        branch: what the terms with numbers as weights saw, or None; its gradient arrives before the sum.
+        balanced: place, ratio and gradient dR/df of each other term.
+    """
     own: list[Tensor] = []
 
     def keep(gradient: Tensor) -> None:
         own.append(gradient.detach())
 
-    def compare(gradient: Tensor) -> None:
-        total.ratio = own[0].norm() / (gradient - own[0]).norm()
+    def complete(gradient: Tensor) -> Tensor:
+        of_loss = gradient - own[0] if own else gradient
+        size, changed = of_loss.norm(), gradient
+        for place, ratio, slope in balanced:
+            length = slope.norm()
+            beta = torch.where(length > 0, ratio * size / length, torch.zeros_like(length))
+            total.weights[place] = beta
+            changed = changed + beta * slope
+        total.ratio = (changed - of_loss).norm() / size
+        return changed
 
-    branch.register_hook(keep)
-    features.register_hook(compare)
+    if branch is not None:
+        branch.register_hook(keep)
+    features.register_hook(complete)

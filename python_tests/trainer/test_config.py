@@ -31,6 +31,8 @@ from ldreg_kernels.trainer.config import (
         ({"method": {"name": "simclr", "temperature": 0}}, r"^method.temperature: .*greater than 0, got 0"),
         ({"method": {"temperature": 0}}, r"^method.temperature: .*greater than 0, got 0"),
         ({"method": "simsiam"}, r"^method.name: must be one of 'simclr', 'byol', 'mae', got 'simsiam'"),
+        ({"method": 3}, r"^method: "),
+        ({"method": {"name": ["byol"]}}, r"^method.name: must be one of"),
         ({"method": {"name": "byol", "temperature": 1}}, r"^method.temperature: no such setting, got 1"),
         ({"method": {"name": "byol", "projector": {"layers": 3}}}, r"^method: projector.layers .* no meaning for byol"),
         ({"method": "mae", "encoder": {"name": "conv"}}, r"^encoder.name must be a vit for mae, .* got conv"),

@@ -181,6 +181,21 @@ def test_two_ratios_each_get_their_share(tiny_of: TinyOf) -> None:
     assert {"regulariser", "regulariser_2", "weight", "weight_2", "gradient_ratio"} <= set(logged)
 
 
+def test_a_ratio_beside_a_number_is_of_the_loss_alone(tiny_of: TinyOf) -> None:
+    config = tiny_of("simclr").derive(
+        {"regularisers": [{"k": 16, "weight": 3.0}, {"name": "minlid", "k": 8, "weight": "ratio:0.2"}]}
+    )
+    forward, terms = Forward(config), regularisers_of(config)
+    total, gradient, _ = forward.step(terms)
+    of_loss, (one, two), _ = by_hand(forward, terms)
+    second = 0.2 * norm(of_loss) / norm(two)
+    assert total.weights[0] == 3.0
+    assert total.weights[1].item() == pytest.approx(second, rel=1e-4)
+    torch.testing.assert_close(gradient, of_loss + 3 * one + second * two, rtol=1e-4, atol=1e-5 * norm(of_loss))
+    assert total.ratio is not None
+    assert total.ratio.item() == pytest.approx(norm(3 * one + second * two) / norm(of_loss), rel=1e-4)
+
+
 def test_a_term_without_gradient_gets_weight_0(tiny_of: TinyOf) -> None:
     """Rows that all coincide are degenerate: |dR/df| is 0, and no weight could make it a share of anything."""
     (term,) = regularisers_of(tiny_of("simclr", **RATIO))

@@ -53,10 +53,10 @@ def make_config(
     if "method.name" in overrides:
         _set(given, "method.name", overrides["method.name"])
     section = given.get("method", {})
-    method = section.get("name", "simclr") if isinstance(section, dict) else None
-    merged = (
-        _over(read_preset(method), given) if method in REFERENCES_PER_IMAGE else given
-    )  # else validation says what is wrong
+    method = section.get("name", "simclr") if isinstance(section, dict) else ""
+    merged = given  # of an unknown method, validation says what is wrong
+    if isinstance(method, str) and method in REFERENCES_PER_IMAGE:
+        merged = _over(read_preset(method), given)
     # Names first: they decide which other settings there are, in whatever order they were typed.
     for name, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         _set(merged, name, value)
