@@ -86,10 +86,10 @@ class Demo:
 
     @property
     def agree(self) -> bool:
-        """Whether fused and naive training go together where weights are still equal: the first steps of every method.
+        """Whether fused and naive training go together in the first steps of every method, before roundings have grown.
 
-        A rounding grows about tenfold per step (checks.py); from 1e-6 it is below 1e-3 for three steps. `ldreg verify`
-        is the proof, this the sign that something is broken.
+        They grow about tenfold per step (checks.py): from 1e-6 they stay below 1e-3 for three. `ldreg verify` is the
+        proof, this the sign that something is broken.
         """
         return all(self.gap(method) < _GAP for method in self.milliseconds)
 

@@ -106,7 +106,7 @@ class StepLog:
 
     def _read(self) -> None:
         flat = [value.detach().float() for _, _, numbers in self._rows for value in numbers.values()]
-        values = iter(torch.stack(flat).tolist())  # the one synchronisation
+        values = iter(torch.stack(flat).tolist())  # all numbers of all steps in one transfer
         elapsed = clock.perf_counter() - self._started
         records = []
         for time, learning_rate, numbers in self._rows:

@@ -48,6 +48,7 @@ def test_value_and_gradient_equal_the_loop(n: int, patches: int, numbers: int, n
     loss = mae_loss(prediction.requires_grad_(), target, mask, norm_pix=norm_pix)
     loss.backward()
     assert loss.item() == pytest.approx(value, rel=1e-12)
+    # float64 both: some 1e-16 for each of the few operations, and an absolute part for gradients that are 0.
     torch.testing.assert_close(prediction.grad, by_prediction, rtol=1e-12, atol=1e-16)
 
 

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from ldreg_kernels.trainer.config import ConfigError, TrainConfig
 from ldreg_kernels.trainer.engine import NonFiniteLossError, Observer, Step, prepare, train
 from ldreg_kernels.trainer.evaluation import encode
 from ldreg_kernels.trainer.methods.base import Output
-from ldreg_kernels.trainer.regularisers import Term, build_regulariser
 from ldreg_kernels.trainer.run_folder import RunFolder, RunFolderError, read_records
 
 METHODS = ("simclr", "byol", "mae")
@@ -148,29 +146,6 @@ def test_minlid_lowers_lid_and_effective_rank(tiny: TrainConfig) -> None:
     minlid = train(strong.with_regulariser("minlid", weight=1.0)).final.geometry
     assert minlid.lid_geometric_mean < 0.95 * plain.lid_geometric_mean
     assert minlid.effective_rank < 0.9 * plain.effective_rank
-
-
-class BreaksAtTheThirdCall:
-    """A regulariser whose value becomes NaN."""
-
-    ratio = None
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.sound = build_regulariser(config.with_regulariser("ldreg-naive").regularisers[0], torch.device("cpu"))
-        self.calls = 0
-
-    def weight(self, time: Any) -> float:
-        return 1.0
-
-    def __call__(self, output: Output, group: Any = None) -> Term:
-        self.calls += 1
-        value, stats = self.sound(output)
-        return Term(value * math.nan if self.calls == 3 else value, stats)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny: TrainConfig) -> None:
-    with pytest.raises(NonFiniteLossError, match="the loss is nan in epoch 0, step 2"):
-        train(tiny, regularisers=[BreaksAtTheThirdCall(tiny)])
 
 
 def test_weights_that_break_in_the_last_step_are_a_divergence(tiny: TrainConfig) -> None:

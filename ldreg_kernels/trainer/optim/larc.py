@@ -30,19 +30,6 @@ class LARC(LayerwiseSGD):
         ValueError: a setting is out of range.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-    ) -> None:
-        super().__init__(
-            params, lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient
-        )
-
     def direction(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Gradient and decay scaled by the ratio of norms."""
         decay = group["weight_decay"]

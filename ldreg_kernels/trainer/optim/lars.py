@@ -31,24 +31,8 @@ class LARS(LayerwiseSGD):
         ValueError: a setting is out of range.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-        adapt: bool = True,
-    ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            adapt=adapt,
-        )
+    def __init__(self, params: Any, lr: float, *, adapt: bool = True, **settings: float) -> None:
+        super().__init__(params, lr, **settings, adapt=adapt)
 
     def direction(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """g + wd theta, scaled to eta |theta| where the group is adapted."""

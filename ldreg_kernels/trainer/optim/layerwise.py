@@ -18,14 +18,28 @@ class LayerwiseSGD(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups of them.
-        **defaults: lr, momentum, weight_decay, trust_coefficient and what a subclass adds.
+        lr: learning rate.
+        momentum: in [0, 1).
+        weight_decay: wd.
+        trust_coefficient: eta.
+        more: what a subclass keeps in its groups.
 
     Raises:
         ValueError: a setting is negative or not finite, or momentum is not below 1.
     """
 
-    def __init__(self, params: Any, **defaults: Any) -> None:
-        super().__init__(params, defaults)
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        **more: Any,
+    ) -> None:
+        settings = {"momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {"lr": lr, **settings, **more})
         for group in self.param_groups:
             for name in ("lr", "momentum", "weight_decay", "trust_coefficient"):
                 if not 0 <= group[name] < (1 if name == "momentum" else float("inf")):

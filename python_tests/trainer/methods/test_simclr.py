@@ -32,6 +32,7 @@ def test_loss_is_nt_xent_of_the_projections_as_a_mean_over_2n_rows(tiny_of: Tiny
     for ours, theirs in zip(
         *(torch.autograd.grad(v, output.features, retain_graph=True) for v in (output.loss, expected)), strict=True
     ):
+        # float64 both; the gradients of a softmax are differences of its terms.
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-15)
 
 

@@ -52,7 +52,7 @@ def test_update_is_the_average_of_the_formula_over_five_steps(online: list[nn.Mo
         now = [p.detach().double() for network in online for p in network.parameters()]
         expected = [momentum * old + (1 - momentum) * new for old, new in zip(expected, now, strict=True)]
     for ours, theirs in zip(target.parameters(), expected, strict=True):
-        # Float32 rounds each of the five steps by at most 2^-24 of values that stay below about 6.
+        # Five steps; each rounds twice, a product and a sum, by at most 2^-24 of values that stay below about 6.
         torch.testing.assert_close(ours.double(), theirs, atol=5 * 6 * 2**-23, rtol=0)
 
 
