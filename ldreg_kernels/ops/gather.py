@@ -26,10 +26,8 @@ from torch.nn import functional as F
 _DTYPES = sorted({str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)})
 
 if dist.is_available():  # torch 2.13 gave both a new name, and warns of the old one
-    _all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
-    _reduce_scatter = (
-        dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
-    )
+    _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Gathered(NamedTuple):
@@ -48,13 +46,19 @@ def several_processes(group: dist.ProcessGroup | None = None) -> bool:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return False
-    if group is not None and group != dist.GroupMember.NON_GROUP_MEMBER and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
-    if group is not None and dist.get_rank(group) < 0:
+    if group is not None:
+        _check_group(group)
+    return dist.get_world_size(group) > 1
+
+
+def _check_group(group: Any) -> None:
+    """A group that this process is a member of: those that are not get an integer from `new_group`."""
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(
             f"group must be a process group that this process is a member of, but rank {dist.get_rank()} is not"
         )
-    return dist.get_world_size(group) > 1
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
 
 
 def gather_rows(x: Tensor, group: dist.ProcessGroup | None = None, *, equal_rows: bool = False) -> Gathered:
@@ -68,8 +72,8 @@ def gather_rows(x: Tensor, group: dist.ProcessGroup | None = None, *, equal_rows
             makes a GPU's host wait for the device.
 
     Returns:
-        Gathered(rows [sum_r B_r, D], offset of this rank's rows; ranks are those within the group). Differentiable in x,
-        twice too: backward is a collective call, which sums over ranks, so that every rank has to run it equally often.
+        Gathered(rows [sum_r B_r, D], offset of this rank's rows; ranks are those within the group). Differentiable in
+        x, twice too: backward is a collective call, which sums over ranks, so every rank has to run it equally often.
         Without gradient in x there is no graph, and no backward.
 
     Raises:
@@ -147,7 +151,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _OwnShare(torch.autograd.Function):
-    """This rank's rows of the sum over ranks of [N, D]. Adjoint of `_Gather`."""
+    """The sum over ranks of [N, D], of which this rank keeps its own rows. Adjoint of `_Gather`."""
 
     @staticmethod
     def forward(gradient: Tensor, group: dist.ProcessGroup | None, counts: tuple[int, ...] | None) -> Tensor:
