@@ -149,7 +149,7 @@ def _published(
     lid = lid_function(x, y, None, None, k, Call(estimator, drop_smallest=True))
     if not get_idx:
         return lid
-    # The GPU kernels select a short list; a whole row is sorted faster by torch, which is what the reference does.
+    # The GPU kernels are made for short lists: there a whole row is left to torch's sort, by the reference.
     return knn(x, y, k=N, backend="auto" if x.is_cpu else "reference").indices, lid
 
 
