@@ -20,8 +20,6 @@ For new code use `ldreg_kernels.lid`, which leaves self out by index.
 
 from __future__ import annotations
 
-import contextlib
-import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +41,7 @@ _COMPUTE_MODES = (
     "use_mm_for_euclid_dist",
     "donot_use_mm_for_euclid_dist",
 )
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MOM_EPSILON = 1e-4  # the published constant beside the gap of `lid_mom_est_eps`: a distance, not a ratio
 
 
@@ -88,8 +87,8 @@ def lid_mom_est(
 
     Args:
         data: queries [B, ...], flattened to [B, D].
-        reference: references [N, ...], flattened to [N, D]; dtype and device of data. Under autocast a half dtype on
-            one side and float32 on the other meet in float32, as in `torch.cdist`.
+        reference: references [N, ...], flattened to [N, D]; dtype and device of data. Under autocast two
+            dtypes become the wider one: a half dtype and float32 meet in float32, as in `torch.cdist`.
         k: neighbours, an integer of any kind; clamped to B - 2 as published. k < 2 gives what the published arithmetic
             gives: NaN for 0 and 1; a negative k counts from the largest distance.
         get_idx: also return the order of all N references, nearest first.
@@ -180,41 +179,15 @@ def _features(data: Any, reference: Any) -> tuple[Tensor, Tensor]:
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
         if value.dim() < 2:
             raise ValueError(f"{name} must have at least 2 dimensions (rows, features), got shape {tuple(value.shape)}")
-        if value.dtype not in validate.DTYPES:
-            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
-        if value.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
-    x, y = data.flatten(1), reference.flatten(1)
-    _same_width(x, y, "reference", "data")
-    if y.device != x.device:
-        raise ValueError(f"reference must be on the device of data ({x.device}), got {y.device}")
-    if y.dtype == x.dtype:
-        return x, y
-    if torch.float64 in (x.dtype, y.dtype) or not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(
-            f"reference must have the dtype of data ({x.dtype}), got {y.dtype} "
-            "(only under autocast a half dtype meets float32)"
-        )
-    return x.float(), y.float()
-
-
-def _same_width(x: Any, y: Any, name: str, other: str) -> None:
-    if x.shape[1] == 0:
-        raise ValueError(f"{other} must have at least one feature, got shape {tuple(x.shape)}")
-    if y.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"{name} must have the same number of features as {other} ({x.shape[1]}), got shape {tuple(y.shape)}"
-        )
+    x, y = validate.features(data.flatten(1), reference.flatten(1), names=("data", "reference"))
+    assert y is not None
+    return x, y
 
 
 def _integer(name: str, value: Any) -> int:
-    """`value` as an int: also numpy's integers and integer tensors without dimensions, as slices take them."""
-    if isinstance(value, Tensor):
-        if value.dim() == 0 and value.dtype != torch.bool and not value.is_floating_point() and not value.is_complex():
-            return int(value)
-    elif hasattr(value, "__index__") and not isinstance(value, (int, torch.SymInt)):
-        with contextlib.suppress(TypeError):  # numpy's bool
-            value = operator.index(value)
+    """`value` as an int: also an integer tensor without dimensions, as a slice takes it."""
+    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS:
+        value = int(value)
     return validate.integer(name, value)
 
 
@@ -236,9 +209,8 @@ def mle_batch(data: ArrayLike, batch: ArrayLike, k: int) -> np.ndarray:
         ValueError, TypeError: a bad argument, by name; no neighbour left.
     """
     references, queries = _rows("data", data), _rows("batch", batch)
-    _same_width(references, queries, "batch", "data")
     k = min(_integer("k", k), len(references) - 1)
-    return _hill(_nearest(queries, references, k), k)
+    return _hill(_nearest("batch", queries, references, k), k)
 
 
 def mle_single(data: ArrayLike, x: ArrayLike, k: int = 20, dist: bool = True, metric: str = "euclidean") -> np.floating:
@@ -267,9 +239,8 @@ def mle_single(data: ArrayLike, x: ArrayLike, k: int = 20, dist: bool = True, me
     k = min(k, len(references) - 1)
     point = np.asarray(x, dtype=np.float32)
     point = _first("x", _rows("x", point[None] if point.ndim == 1 else point))
-    _same_width(references, point, "x", "data")
     if metric == "euclidean":
-        return _hill(_nearest(point, references, k), k)[0]
+        return _hill(_nearest("x", point, references, k), k)[0]
     try:
         from scipy.spatial.distance import cdist
     except ImportError as error:
@@ -292,11 +263,11 @@ def _first(name: str, rows: np.ndarray) -> np.ndarray:
     return rows[:1]
 
 
-def _nearest(queries: np.ndarray, references: np.ndarray, k: int) -> np.ndarray:
+def _nearest(name: str, queries: np.ndarray, references: np.ndarray, k: int) -> np.ndarray:
     """Distances 1 to k of every query in float64, by the fused search; all but the last -k - 1 for k < 0."""
-    N = len(references)
-    count = min(k + 1, N) if k >= 0 else N
     x, y = (torch.from_numpy(array).double() for array in (queries, references))
+    validate.features(y, x, names=("data", name))
+    count = min(k + 1, len(y)) if k >= 0 else len(y)
     return knn(x, y, k=count).distances.numpy()[:, 1 : k + 1]
 
 

