@@ -219,7 +219,7 @@ def nvcc_host(cxx, env, folder):
     nvcc passes the name to a shell without quotes, so that a compiler whose path has spaces gets a link in `folder`.
     """
     _, compiler, flags = split_cxx(cxx)
-    options = [f"-Xcompiler={flag.replace(',', chr(92) + ',')}" for flag in flags]
+    options = ["-Xcompiler=" + flag.replace(",", "\\,") for flag in flags]  # a bare comma would split it
     if env.get("NVCC_CCBIN"):  # nvcc reads it
         return []
     if not env.get("CXX", "").strip() and shutil.which("g++"):  # nvcc's own choice

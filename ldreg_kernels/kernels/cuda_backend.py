@@ -33,10 +33,8 @@ except ImportError as error:
     )
 else:
     if extension.foreign(_cuda):
-        _cuda, _missing = (
-            None,
-            f"the CUDA extension is not in {extension.PACKAGE}, but {_cuda.__file__} is another copy's",
-        )
+        _missing = f"the CUDA extension is not in {extension.PACKAGE}; {_cuda.__file__} is another copy's"
+        _cuda = None
 
 LARGEST_K = 1024
 LARGEST_COLUMNS = 8192
