@@ -152,7 +152,10 @@ class LDRegLoss(nn.Module):
             parts, offset = [rows.rows for rows in gathered], gathered[0].offset
         elif extra_references is None:
             return None, None
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]), offset
+        if len(parts) == 1:
+            return parts[0], offset
+        with torch.autocast(features.device.type, enabled=False):  # a CPU's concatenates no float16
+            return torch.cat(parts), offset
 
     def _look(self, extra_references: Tensor | None) -> None:
         if extra_references is None or self._watch.over or torch.compiler.is_compiling():

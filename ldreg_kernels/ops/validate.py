@@ -6,6 +6,7 @@ the constant it is documented to be.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Iterable
@@ -87,9 +88,10 @@ def integer(name: str, value: Any) -> int:
     """`value` as an int; bools, floats and tensors (which would have to be waited for) are refused."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]  # a SymInt under torch.compile
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {_with_type(value)}")
-    return operator.index(value)  # a numpy integer
+    if not isinstance(value, (bool, Tensor)):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)  # a numpy integer
+    raise TypeError(f"{name} must be an int, got {_with_type(value)}")
 
 
 def number(name: str, value: Any) -> float:

@@ -216,6 +216,9 @@ def test_the_module_names_its_own_arguments():
 def test_integers_may_be_numpys():
     numpy = pytest.importorskip("numpy")
     assert torch.equal(ldk.lid(X, k=numpy.int64(8)), ldk.lid(X, k=8))
+    for wrong in (numpy.bool_(True), numpy.float64(8)):
+        with pytest.raises(TypeError, match=r"^k must be an int, got \w+ "):
+            ldk.lid(X, k=wrong)
     assert torch.equal(ldk.lid(Q, Y, k=8, self_index=numpy.int32(0)), ldk.lid(Q, Y, k=8, self_index=0))
 
 
