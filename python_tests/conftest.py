@@ -87,9 +87,9 @@ class Backend:
             **options,
         )
         tracked = {key: value.cpu() for key, value in stats.tracked.items()}
-        copies = None if stats.copies is None else stats.copies.cpu()
-        moved = {"lid": stats.lid.cpu(), "tracked": tracked, "degenerate": stats.degenerate.cpu(), "copies": copies}
-        return value.cpu(), replace(stats, **moved)
+        nearest = None if stats.by_nearest is None else stats.by_nearest.cpu()
+        moved = {"lid": stats.lid.cpu(), "degenerate": stats.degenerate.cpu(), "by_nearest": nearest}
+        return value.cpu(), replace(stats, tracked=tracked, **moved)
 
 
 @pytest.fixture

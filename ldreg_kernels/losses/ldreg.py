@@ -160,9 +160,8 @@ class LDRegLoss(nn.Module):
     def _look(self, extra_references: Tensor | None) -> None:
         if extra_references is None or self._watch.over or torch.compiler.is_compiling():
             return
-        stats = self.stats
-        if stats is not None and stats.copies is not None:
-            self._watch.add(stats.copies, stats.lid.shape[0])
+        if self.stats is not None and (copies := self.stats.copies) is not None:
+            self._watch.add(copies, self.stats.lid.shape[0])
 
     def _over_ranks(self, value: Tensor, stats: LDRegStats) -> Tensor:
         """The mean over this rank's usable rows as its share, times W, of the mean over all ranks' rows."""

@@ -37,8 +37,14 @@ class LDRegStats(LIDRows):
     degenerate: Tensor | None = None  # [] int64: rows left out of the loss
     k: int = 0  # neighbours the estimates are made of: fewer than asked for where `clamp` took what was there
     tracked_k: dict[tuple[str, int], int] = field(default_factory=dict)  # likewise, by what was asked for
-    # [] int64: rows with a reference at distance 0 (and one that is not); where references were passed.
-    copies: Tensor | None = None
+    by_nearest: Tensor | None = field(
+        default=None, repr=False
+    )  # [B] 0 where the nearest is at distance 0, but not the k-th
+
+    @property
+    def copies(self) -> Tensor | None:
+        """[] int64: rows with a reference at distance 0 (and one that is not), where references were passed."""
+        return None if self.by_nearest is None else (self.by_nearest == 0).sum()
 
     def __getitem__(self, tracked: tuple[str, int]) -> LIDRows:
         return LIDRows(self.tracked[tracked])
@@ -292,7 +298,7 @@ def ldreg_loss(
     watch = None if transforms or y is None or leaves_self_out else own_rows.watch(x, y)
     with_stats = return_stats or watch is not None
     if with_stats and (sizes or y is not None):  # else nobody would see them
-        pairs = _launched(sizes) + (() if y is None else (("hill", k),))  # which is 0 where a distance is
+        pairs = _launched(sizes) + (() if y is None else (("hill", k),))  # 0 where a distance is 0
         text = text_of(Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision))
     references = y.detach() if y is not None and y.requires_grad else y
     if transforms:
@@ -303,14 +309,14 @@ def ldreg_loss(
     if not with_stats:
         return value
     lid, degenerate, tracked = found[2:5]
-    copies = None if y is None else (tracked[-1] == 0).sum()
-    if watch is not None and copies is not None:
-        watch.add(copies, x.shape[0])
+    by_nearest = None if y is None else tracked[-1]
+    if watch is not None:
+        watch.add((tracked[-1] == 0).sum(), x.shape[0])
     if not return_stats:
         return value
     rows = dict(zip(_launched(sizes), tracked.unbind(0), strict=False))
     by_name = {pair: rows.get((pair[0], size), torch.full_like(lid, torch.nan)) for pair, size in sizes.items()}
-    return value, LDRegStats(lid, by_name, degenerate.sum(), k, sizes, copies)
+    return value, LDRegStats(lid, by_name, degenerate.sum(), k, sizes, by_nearest)
 
 
 def _tracked_sizes(

@@ -57,6 +57,11 @@ def _offset_in_memory(x: Tensor, y: Tensor) -> int | None:
     return offset if rest == 0 and 0 <= offset <= y.shape[0] - x.shape[0] else None
 
 
+def _capturing(t: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which no event may be asked for."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class _Look(NamedTuple):
     """A count on its way to the host."""
 
@@ -89,12 +94,14 @@ class Watch:
 
     def add(self, copies: Tensor, rows: int) -> None:
         """Take the count of one call, [] on any device, without waiting for it."""
+        if _capturing(copies):
+            return
         self.look()
-        if self.over or rows < 2 or (copies.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if self.over or rows < 2:
             return
         arrived = None
         if copies.is_cuda:
-            copies = copies.to("cpu", non_blocking=True)
+            copies = copies.to("cpu", non_blocking=True)  # into pinned memory, so that nothing waits
             arrived = torch.cuda.Event()
             arrived.record()
         self.pending.append(_Look(copies, rows, arrived))
@@ -123,13 +130,14 @@ _REMEDY = (
 
 def watch(x: Tensor, y: Tensor) -> Watch | None:
     """Who wants to know how many rows of x, none of which is left out of y, found a copy there; None if nobody does."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _capturing(x):
         return None
-    found = _watches.get((*x.shape, y.shape[0]))
+    kind = (*x.shape, y.shape[0])
+    found = _watches.get(kind)
     if found is None:
         if len(_watches) >= _MOST_WATCHES:
             _watches.clear()
-        found = _watches[(*x.shape, y.shape[0])] = Watch(1, _REMEDY)
+        found = _watches[kind] = Watch(1, _REMEDY)
     if found.over or transformed():  # where counts are not to be had
         return None
     found.look()

@@ -16,6 +16,7 @@ import torch
 
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels import cuda_backend
+from ldreg_kernels.ops import notice, own_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -70,8 +71,9 @@ def test_cuda_main_loops_find_the_same_neighbours(B, N, D, k, monkeypatch):
 def test_one_launch(name, B, N, D, k):
     x, y = problem(B, N, D)
     leaf = x.requires_grad_()
-    ldk.ldreg_loss(leaf, y, k=k, backend=name)
-    torch.cuda.synchronize()
+    for _ in range(1 + own_rows.Watch.LOOKS):  # in the first calls with references their copies are counted
+        ldk.ldreg_loss(leaf, y, k=k, backend=name)
+        torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         ldk.ldreg_loss(leaf, y, k=k, backend=name)
         torch.cuda.synchronize()
@@ -80,6 +82,26 @@ def test_one_launch(name, B, N, D, k):
     kernels = [event for event in events if not event.startswith(("Mem", "cuda", "Activity", "Context", "Command"))]
     assert len([kernel for kernel in kernels if "ldreg" in kernel]) == 1
     assert len(kernels) == 1, f"besides ours: {kernels}"
+
+
+def test_own_rows_are_missed_without_waiting(name, monkeypatch):
+    """Counting copies among the references makes the host wait for nothing; the warning comes a call or two later."""
+    monkeypatch.setattr(notice, "_said", set())
+    y = cases.features(2000, 64).cuda()
+    x = y[100:400].clone()
+    ldk.ldreg_loss(x, y, k=8, self_index=100, track=[("hill", 8)], backend=name)  # compiles
+
+    def calls() -> None:
+        for _ in range(own_rows.Watch.LOOKS):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                ldk.ldreg_loss(x, y, k=8, backend=name)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+
+    with pytest.warns(UserWarning, match="300 of 300 rows have a reference at distance 0"):
+        calls()
 
 
 @pytest.mark.parametrize(("B", "N", "D", "k"), SHAPES)
