@@ -80,7 +80,7 @@ def accelerate(folder: str, batch: int = BATCH, data: Views | None = None) -> Tr
         model, ldreg = Predicting(), regulariser()
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         loader = DataLoader(data or Views(), batch_size=batch, shuffle=True)
-        model, optimizer, loader, ldreg = accelerator.prepare(model, optimizer, loader, ldreg)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)  # DDP wants no loss without parameters
         batches, losses = [], []
         for one in loader:
             loss = objective(*model(one["first"], one["second"]), ldreg)

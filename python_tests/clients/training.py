@@ -33,9 +33,9 @@ class Views(torch.utils.data.Dataset):
 
     def __init__(self, rows: int = ROWS) -> None:
         generator = torch.Generator().manual_seed(7)
-        hidden = torch.randn(rows, 5, generator=generator) @ torch.randn(5, PIXELS, generator=generator)
-        noise = torch.randn(2, rows, PIXELS, generator=generator)
-        self.first, self.second = hidden + 0.3 * noise  # [rows, PIXELS] each
+        hidden = torch.randn(2 * ROWS, 5, generator=generator) @ torch.randn(5, PIXELS, generator=generator)
+        noise = torch.randn(2, 2 * ROWS, PIXELS, generator=generator)
+        self.first, self.second = (hidden + 0.3 * noise)[:, :rows]  # [rows, PIXELS] each
 
     def __len__(self) -> int:
         return len(self.first)
@@ -106,7 +106,7 @@ def parameters(model: nn.Module) -> list[Tensor]:
 
 def plain(batches: Iterable[Sequence[int]], *, weight: float = WEIGHT) -> Trained:
     """The loop without a client, in one process, on these rows."""
-    data, model, ldreg = Views(), Predicting(), regulariser(gather=False)
+    data, model, ldreg = Views(2 * ROWS), Predicting(), regulariser(gather=False)
     ldreg.weight = weight
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     taken, losses = [], []

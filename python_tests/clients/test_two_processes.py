@@ -1,0 +1,125 @@
+"""Two gloo processes train as one does on the rows of both: raw DDP, Lightning, accelerate, transformers' Trainer.
+
+`LDRegLoss` gathers by itself. Every function of `CHECKS` runs in each of two processes, all in one start, where
+torchrun's variables are set; the test of its name reports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import warnings
+
+import processes
+import pytest
+import torch
+import torch.distributed as dist
+from clients import runs
+from clients.training import (
+    BATCH,
+    LAST,
+    RATE,
+    ROWS,
+    SAME,
+    Trained,
+    Views,
+    WithMomentum,
+    assert_ldreg_mattered,
+    assert_trained_alike,
+    parameters,
+    plain,
+    regulariser,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+WORLD = 2
+
+
+def joined(mine: Trained) -> Trained:
+    """Both ranks' rows step by step, the means of their losses; their parameters are the same."""
+    ranks: list[Trained] = [mine] * WORLD
+    dist.all_gather_object(ranks, mine)
+    for one, other in zip(ranks[0].parameters, ranks[1].parameters, strict=True):
+        assert torch.equal(one, other)
+    batches = [one + other for one, other in zip(*(rank.batches for rank in ranks), strict=True)]
+    losses = [(one + other) / 2 for one, other in zip(*(rank.losses for rank in ranks), strict=True)]
+    return Trained(batches, losses, ranks[0].parameters)
+
+
+def check(client: str, last: int) -> None:
+    """`last` more rows than two full batches on every rank; all rows are taken once."""
+    rows = 2 * (2 * BATCH + last)
+    torch.manual_seed(5)
+    with tempfile.TemporaryDirectory() as folder:
+        mine = runs.CLIENTS[client](folder, data=Views(rows))
+    assert [len(batch) for batch in mine.batches] == [BATCH, BATCH, last][: 3 if last else 2]
+    found = joined(mine)
+    assert sorted(sum(found.batches, [])) == list(range(rows))
+    assert_trained_alike(found, plain(found.batches))
+    assert_ldreg_mattered(found)
+
+
+def lightning() -> None:
+    check("pytorch_lightning", LAST)
+
+
+def accelerate() -> None:
+    check("accelerate", 0)  # it fills the last batch up with rows of the first
+
+
+def transformers() -> None:
+    check("transformers", 0)
+
+
+def raw() -> None:
+    """DDP itself around a model with momentum features as extra references; ranks end with 3 rows and 1."""
+    data, rank = Views(2 * ROWS), dist.get_rank()
+    order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(2)).tolist()
+    steps = [(order[:32], order[32:64]), (order[64:96], order[96:128]), (order[128:131], order[131:132])]
+    here = DistributedDataParallel(WithMomentum(regulariser()), find_unused_parameters=False)
+    alone = WithMomentum(regulariser(gather=False))
+    optimizers = [torch.optim.SGD(model.parameters(), lr=RATE) for model in (here, alone)]
+    for halves in steps:
+        mine, both = halves[rank], halves[0] + halves[1]
+        losses = [
+            here(data.first[mine], data.second[mine], share=WORLD * len(mine) / len(both)),
+            alone(data.first[both], data.second[both]),
+        ]
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        mean = losses[0].detach().clone()
+        dist.all_reduce(mean)
+        torch.testing.assert_close(mean / WORLD, losses[1].detach(), **SAME)
+        here.module.update_target()
+        alone.update_target()
+    torch.testing.assert_close(parameters(here.module), parameters(alone), **SAME)
+
+
+CHECKS = {"raw": raw, "pytorch_lightning": lightning, "accelerate": accelerate, "transformers": transformers}
+
+
+def every_client(clients: list[str]) -> dict[str, str]:
+    """What `processes.run_checks` does, behind what torchrun would have set."""
+    rank = str(dist.get_rank())
+    port = "29500"  # of no use: the group is there
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="clients")
+    warnings.filterwarnings("error", module="ldreg_kernels")
+    return processes._each(__file__, [CHECKS[client].__name__ for client in clients])
+
+
+@pytest.fixture(scope="module")
+def outcome() -> processes.Checks:
+    present = [client for client in CHECKS if client == "raw" or importlib.util.find_spec(client)]
+    return processes.Checks(processes.run(every_client, WORLD, present))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", CHECKS)
+def test_two_processes_train_as_one(outcome, client):
+    if client != "raw":
+        pytest.importorskip(client, reason=f'needs the package: pip install ".[test]" ({client})')
+    outcome.assert_passed(CHECKS[client])
