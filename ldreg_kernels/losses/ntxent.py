@@ -6,7 +6,9 @@ that are not the row itself:
 
     l_i = -s_{i,p(i)} / t + ln sum_{j != i} exp(s_ij / t),      L = (1 / 2N) sum_i l_i
 
-What this file does not do: gather rows of other processes (the distributed room does), or tile the 2N x 2N logits.
+The candidates may be joined by the rows of other processes, whose images then count as one batch, and by a memory bank.
+
+What this file does not do: keep a memory bank up to date, or tile the 2N x 2N logits.
 """
 
 from __future__ import annotations
@@ -14,14 +16,24 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.gather import gather_rows, several_processes
 from .checks import check_like, check_rows
 from .cosine import unit_rows
 
 
-def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
+def nt_xent_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float = 0.1,
+    negatives: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    equal_rows: bool = False,
+) -> Tensor:
     """Normalised temperature-scaled cross-entropy between two views of the same images.
 
     L = (1/2N) sum_i [ -s_{i,p(i)}/t + ln sum_{j != i} exp(s_ij/t) ]  (Chen et al. 2020, "A Simple Framework
@@ -31,63 +43,116 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float = 0.1) -> Tensor:
 
     It is a function of cosines, the same at every scale of the rows; a zero row has cosine 0 and gradient 0.
 
+    With `group` the rows of all W ranks are candidates, and rank r returns the part of its own rows,
+
+        L_r = W / (2 sum_q N_q) sum_{i of rank r} l_i,        (1/W) sum_r L_r = L of the joint batch,
+
+    exactly: so DDP, which averages gradients over ranks, trains on the loss that one process with all images has. Where
+    ranks hold equally many images, L_r is the mean over this rank's 2N rows. Otherwise a rank with more images has a
+    larger L_r and one without images returns 0; only the mean over ranks is the loss. Gradients reach the rows of other
+    ranks, so forward and backward are collective calls.
+
+    `negatives` are further candidates of every row *beside* those of the batch. (MoCo, and lightly's NTXentLoss with a
+    memory bank, contrast with the bank *instead of* the batch, and one view only.)
+
     Args:
         z1: projector outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
         z2: projector outputs of the second views, [N, D]; row i shows the same image as row i of `z1`.
         temperature: t > 0, no unit. 0.1 for ImageNet with a ResNet-50, 0.5 for CIFAR-10, in the paper.
+        negatives: a memory bank [K, D], K >= 1, of z1's dtype, not necessarily normalised; detach it if it is constant.
+            Under `group` it is this rank's own: no other rank sees it, and ranks may hold different ones.
+        group: the process group whose rows are gathered. None gathers nothing, whatever is initialised.
+        equal_rows: every rank of `group` holds equally many rows, which then is not asked for; asking makes a GPU's
+            host wait for the device.
 
     Returns:
         A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64.
 
     Raises:
-        TypeError: an input is not a floating point tensor, or the two dtypes differ.
-        ValueError: shapes differ or are not [N, D], N < 2 (no negatives exist), or `temperature` is not
-            positive.
+        TypeError: an input is not a floating point tensor, or dtypes differ.
+        ValueError: shapes differ or are not [N, D], no negatives exist (N < 2 over all ranks and no memory bank), N < 1
+            beside a memory bank, `temperature` is not positive, this process is not a member of `group`, or its ranks
+            disagree in D or dtype.
     """
-    _check(z1, z2, temperature)
-    rows = z1.shape[0]
+    _check(z1, z2, temperature, negatives)
+    several = group is not None and several_processes(group)
     # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
     # and autocast must not take the matmul back down.
     dtype = torch.promote_types(z1.dtype, torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
         z = unit_rows(torch.cat([z1, z2]).to(dtype))  # [2N, D]
-        logits = z @ z.T / temperature  # [2N, 2N]
-        own = torch.eye(2 * rows, dtype=torch.bool, device=z.device)  # [2N, 2N]
-        logits = logits.masked_fill(own, -math.inf)  # a row is never its own candidate
-        positives = torch.arange(2 * rows, device=z.device).roll(rows)  # [2N] i -> i + N, modulo 2N
-        return F.cross_entropy(logits, positives)
+        # Rank after rank, view 1 on view 2 of each: a row's other view is in its own rank's block.
+        batch, offset = gather_rows(z, group, equal_rows=equal_rows) if several else (z, 0)  # [2 sum_q N_q, D]
+        images, fewest = batch.shape[0] // 2, 2 if negatives is None else 1
+        if images < fewest:
+            where = " over all ranks of the group" if several else ""
+            why = ", so that negatives exist" if negatives is None else ""
+            raise ValueError(f"z1 must have at least {fewest} rows{where}{why}, got {images}")
+        candidates = batch if negatives is None else torch.cat([batch, unit_rows(negatives.to(dtype))])  # [M, D]
+        logits = z @ candidates.T / temperature  # [2N, M]
+        own = torch.arange(z.shape[0], device=z.device) + offset  # [2N] where the rows are among the candidates
+        itself = own[:, None] == torch.arange(candidates.shape[0], device=z.device)  # [2N, M]
+        logits = logits.masked_fill(itself, -math.inf)  # a row is never its own candidate
+        total = F.cross_entropy(logits, own.roll(z1.shape[0]), reduction="sum")  # the positive of i is i + N, modulo 2N
+        return total * ((dist.get_world_size(group) if several else 1) / batch.shape[0])
 
 
 class NTXentLoss(nn.Module):
-    """`nt_xent_loss` with its temperature kept: L = (1/2N) sum_i l_i (SimCLR, equation 1).
+    """`nt_xent_loss` with its settings kept: L = (1/2N) sum_i l_i (SimCLR, equation 1).
 
     Args:
         temperature: t > 0, no unit.
+        gather: take the rows of all processes as candidates where several run. The function does so only if it is given
+            a group.
+        group: whose rows; None takes the default process group, if one is initialised when the loss is called.
+        equal_rows: every rank holds equally many rows (a sampler that pads or drops the rest sees to that).
 
     Raises:
-        ValueError: `temperature` is not positive and finite.
+        TypeError: `group` is no process group.
+        ValueError: `temperature` is not positive and finite, this process is not a member of `group`, or `group` comes
+            with gather=False.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        gather: bool = True,
+        group: dist.ProcessGroup | None = None,
+        equal_rows: bool = False,
+    ) -> None:
         super().__init__()
         _check_temperature(temperature)
+        if group is not None:
+            several_processes(group)  # says what is wrong with it
+            if not gather:
+                raise ValueError("group is used by gather=True only, got a group with gather=False")
         self.temperature = temperature
+        self.gather = gather
+        self.group = group
+        self.equal_rows = equal_rows
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+    def forward(self, z1: Tensor, z2: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of two batches of projector outputs; see `nt_xent_loss`.
 
         Args:
             z1: first views, [N, D].
             z2: second views, [N, D].
+            negatives: a memory bank, [K, D], or None.
 
         Returns:
             A 0-d tensor.
         """
-        return nt_xent_loss(z1, z2, temperature=self.temperature)
+        group = self.group
+        if group is None and self.gather and several_processes():
+            group = dist.group.WORLD
+        return nt_xent_loss(
+            z1, z2, temperature=self.temperature, negatives=negatives, group=group, equal_rows=self.equal_rows
+        )
 
     def extra_repr(self) -> str:
-        """The temperature, for `repr`."""
-        return f"temperature={self.temperature}"
+        """The settings, for `repr`; a group has no name that says anything."""
+        return f"temperature={self.temperature}, gather={self.gather}, equal_rows={self.equal_rows}"
 
 
 def _check_temperature(temperature: float) -> None:
@@ -95,10 +160,19 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
-def _check(z1: Tensor, z2: Tensor, temperature: float) -> None:
+def _check(z1: Tensor, z2: Tensor, temperature: float, negatives: Tensor | None) -> None:
     _check_temperature(temperature)
     check_rows("z1", z1)
     check_rows("z2", z2)
     check_like("z2", z2, "z1", z1)
-    if z1.shape[0] < 2:
-        raise ValueError(f"z1 must have at least 2 rows, so that negatives exist, got {z1.shape[0]}")
+    if negatives is None:
+        return
+    check_rows("negatives", negatives)
+    if negatives.shape[0] == 0 or negatives.shape[1] != z1.shape[1]:
+        raise ValueError(
+            f"negatives must have shape [K, {z1.shape[1]}] with K >= 1, the D of z1, got {list(negatives.shape)}"
+        )
+    if negatives.dtype != z1.dtype:
+        raise TypeError(f"negatives must have the dtype of z1, {z1.dtype}, got {negatives.dtype}")
+    if negatives.device != z1.device:
+        raise ValueError(f"negatives must be on the device of z1, {z1.device}, got {negatives.device}")

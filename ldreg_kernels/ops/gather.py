@@ -44,11 +44,11 @@ def several_processes(group: dist.ProcessGroup | None = None) -> bool:
         TypeError: `group` is no process group.
         ValueError: this process is not a member of `group`.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not dist.is_available():
         return False
     if group is not None:
         _check_group(group)
-    return dist.get_world_size(group) > 1
+    return dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 def _check_group(group: Any) -> None:

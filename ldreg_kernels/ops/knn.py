@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import dispatch
 from ..kernels.contract import Problem
-from . import validate
+from . import own_rows, validate
 from .registry import register
 
 
@@ -33,11 +33,15 @@ def make_problem(
     drop_smallest: bool = False,
 ) -> Problem:
     """The `Problem` that an op's flat arguments describe; checks what needs the data, the map's entries."""
-    references = x if y is None else y
+    if y is None or own_rows.same_storage(x, y):  # a batch among its own rows costs half
+        y = x
+        # All of them are at distance 0 from themselves: dropping the smallest is leaving out the own index.
+        if drop_smallest:
+            self_offset, drop_smallest = 0, False
     if self_map is not None:
-        validate.self_map(self_map, references.shape[0])
+        validate.self_map(self_map, y.shape[0])
     own = self_offset if self_map is None else self_map
-    return Problem(x, references, k, own, precision, drop_smallest)
+    return Problem(x, y, k, own, precision, drop_smallest)
 
 
 def _knn(
@@ -74,7 +78,7 @@ def knn(
     y: Tensor | None = None,
     *,
     k: int,
-    self_index: int | Tensor | None = None,
+    self_index: int | Tensor | str | None = None,
     backend: str = "auto",
     precision: str = "exact",
 ) -> KNN:
@@ -82,10 +86,12 @@ def knn(
 
     Args:
         x: queries [B, D]; float32, float64, bfloat16 or float16, any strides.
-        y: references [N, D], dtype and device of x; None searches x itself, each row's own index left out.
+        y: references [N, D], dtype and device of x (under autocast the wider of the two dtypes is taken); None searches
+            x itself, each row's own index left out.
         k: neighbours per row, 1 <= k <= N (N - 1 where self is left out).
         self_index: where row i of x sits in y: an offset (row i is row `self_index + i`), an int64 tensor [B]
-            (-1: not in y), or None (nothing is left out). Only with y.
+            (-1: not in y), None (nothing is left out), or "auto": found by memory (x is a slice of y) or else by equal
+            rows, which sorts the rows of both and waits for the device; no "auto" in one graph of torch.compile.
         backend: auto, reference, cpu, triton or cuda.
         precision: "exact" (the neighbours of float64 arithmetic, except where distances tie within 1e-6 relative) or
             "fast" (low-precision selection without the certificate; distances are still evaluated exactly).
@@ -98,7 +104,7 @@ def knn(
         ValueError, TypeError: a bad argument, by name.
         RuntimeError: a backend asked for by name that is unavailable, with the reason.
     """
-    validate.features(x, y)
+    x, y = validate.features(x, y)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, 1, x, y, offset is not None or own is not None)
     validate.modes("mom", "l1", "mean", backend, precision)

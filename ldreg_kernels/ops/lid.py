@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch
-from . import validate
+from . import own_rows, validate
 from .call import Call, parse, text_of
-from .knn import make_problem, result_dtype
+from .knn import knn, make_problem, result_dtype
 from .registry import register
-from .row_gradient import scale_rows
+from .row_gradient import along_rows, refuse_twice, scale_rows, transformed
 
 
 def _lid(
@@ -47,6 +47,13 @@ _lid_op = register(
 )
 
 
+def _backward(ctx: Any, lid: Tensor, grad: Tensor, grad_lid: Tensor, output: Tensor) -> Tensor:
+    # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
+    # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
+    scale = torch.where(lid > 0, lid * grad_lid, 1.0)
+    return scale_rows(scale.unsqueeze(1), grad, ctx.dtype, output, ctx.backend)
+
+
 class _Lid(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
@@ -56,23 +63,59 @@ class _Lid(torch.autograd.Function):
         backend, *arguments = rest
         lid, grad = _lid_op(x, *arguments)
         ctx.save_for_backward(lid, grad)
-        ctx.backend = backend
-        ctx.x = x  # not save_for_backward: its values are not needed, so it may be changed in place
+        ctx.backend, ctx.dtype = backend, x.dtype
         return lid
 
     @staticmethod
     def backward(ctx: Any, grad_lid: Tensor) -> tuple[Tensor | None, ...]:
         lid, grad = ctx.saved_tensors
-        # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
-        # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
-        scale = torch.where(lid > 0, lid * grad_lid, 1.0)
-        return (scale_rows(scale.unsqueeze(1), grad, ctx.x, ctx.backend), None)
+        return _backward(ctx, lid, grad, grad_lid, lid), None
+
+
+class _TransformedLid(torch.autograd.Function):
+    """`_Lid` for torch.func and forward-mode differentiation, which want to see every tensor that is kept.
+
+    The output `scale` is there to be noticed: who differentiates a derivative comes to it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, backend: str, *rest: Any) -> tuple[Tensor, ...]:
+        lid, grad = _lid_op(x, *rest)
+        return lid, torch.where(lid > 0, lid, 1.0).unsqueeze(1), grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.backend, ctx.dtype, ctx.rest = inputs[1], inputs[0].dtype, len(inputs) - 1
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_lid: Tensor | None, grad_scale: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad_scale is not None:
+            refuse_twice()
+        lid, scale, grad = ctx.saved_tensors
+        found = None if grad_lid is None else _backward(ctx, lid, grad, grad_lid, scale)
+        return found, *[None] * ctx.rest
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        _, scale, grad = ctx.saved_tensors
+        return along_rows(scale, grad, tangent), torch.zeros_like(scale), None
 
 
 def lid_function(x: Tensor, y: Tensor | None, own: Tensor | None, offset: int | None, k: int, call: Call) -> Tensor:
     """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces."""
+    result: Tensor
+    if transformed():
+        text = text_of(call._replace(gradient=True))
+        result, *_ = _TransformedLid.apply(x, call.backend, y, own, offset, k, text)
+        return result
     call = call._replace(gradient=torch.is_grad_enabled() and x.requires_grad)
-    result: Tensor = _Lid.apply(x, (call.backend, y, own, offset, k, text_of(call)))
+    result = _Lid.apply(x, (call.backend, y, own, offset, k, text_of(call)))
     return result
 
 
@@ -82,7 +125,7 @@ def lid(
     *,
     k: int = 64,
     estimator: str = "mom",
-    self_index: int | Tensor | None = None,
+    self_index: int | Tensor | str | None = None,
     backend: str = "auto",
     precision: str = "exact",
 ) -> Tensor:
@@ -94,10 +137,12 @@ def lid(
 
     Args:
         x: queries [B, D]; float32, float64, bfloat16 or float16, any strides.
-        y: references [N, D], dtype and device of x; None takes x itself, each row's own index left out.
+        y: references [N, D], dtype and device of x (under autocast the wider of the two dtypes is taken); None takes x
+            itself, each row's own index left out.
         k: neighbours per row, 2 <= k <= N (N - 1 where self is left out); 3 at least for hill_unbiased.
         estimator: mom, mom_amsaleg, mle, hill, hill_unbiased or mada.
-        self_index: offset, int64 map [B] with -1 for "not in y", or None; see `knn`.
+        self_index: offset, int64 map [B] with -1 for "not in y", "auto" or None; see `knn`. Missing where y holds the
+            rows of x, it is warned of once; see `ldreg_loss`.
         backend: auto, reference, cpu, triton or cuda.
         precision: "exact" or "fast"; see `knn`.
 
@@ -108,12 +153,16 @@ def lid(
 
     Raises:
         ValueError, TypeError: a bad argument, by name.
-        RuntimeError: an unavailable backend; differentiating twice.
+        RuntimeError: an unavailable backend; differentiating twice; torch.jit.trace.
     """
-    validate.features(x, y)
+    x, y = validate.features(x, y)
     validate.modes(estimator, "l1", "mean", backend, precision)
     offset, own = validate.self_index(self_index, x, y)
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
     if y is not None and y.requires_grad:
         y = y.detach()
+    if y is not None and offset is None and own is None and not transformed():
+        watch = own_rows.watch(x, y)
+        if watch is not None:  # in the first calls
+            watch.add((knn(x.detach(), y, k=1, backend=backend).distances == 0).sum(), x.shape[0])
     return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))

@@ -7,10 +7,11 @@ constant and returns a second derivative of zero.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..kernels import dispatch
 from .registry import register
@@ -26,6 +27,8 @@ def _native(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
 def _product(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == grad.dtype:
         return grad * scale
+    if transformed():  # which know no `out`
+        return (grad * scale).to(dtype)
     return torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))  # rounded in the same pass
 
 
@@ -39,17 +42,18 @@ _LARGE = 4 << 20
 _native_op = register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
 
 
-def scale_rows(scale: Tensor, grad: Tensor, x: Tensor, backend: str) -> Tensor:
-    """scale [B, 1] times the rows of grad [B, D], in the dtype of x [B, D]; differentiating it again raises.
+def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype, output: Tensor, backend: str) -> Tensor:
+    """scale [B, 1] times the rows of grad [B, D], in `dtype`; differentiating it again raises.
 
-    By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way of its own, for
-    large gradients.
+    `output` is one of the function that is being differentiated, for its place in the graph: x itself would have to be
+    kept for that. By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way
+    of its own, for large gradients.
     """
     if not torch.is_grad_enabled():
-        return _scaled(scale, grad, x.dtype, backend)
-    with torch.no_grad():  # backward(create_graph=True)
-        scaled = _scaled(scale, grad, x.dtype, backend)
-    result: Tensor = _NotTwice.apply(scaled, x)
+        return _scaled(scale, grad, dtype, backend)
+    with torch.no_grad():  # backward(create_graph=True), and under functional transforms
+        scaled = _scaled(scale, grad, dtype, backend)
+    result: Tensor = _NotTwice.apply(scaled, output)
     return result
 
 
@@ -62,16 +66,44 @@ def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Te
     return _product(scale, grad, dtype)
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def along_rows(scale: Tensor, grad: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative of every row's output along `tangent` [B, D]: scale [B, 1] times the dot products with `grad`."""
+    rows: Tensor = _NotTwice.apply(scale.squeeze(1) * (grad * tangent.to(grad.dtype)).sum(1), scale)  # [B]
+    return rows
+
+
+def refuse_twice() -> NoReturn:
+    """Raise what differentiating twice raises."""
+    raise RuntimeError(
+        "ldreg_kernels: lid and ldreg_loss cannot be differentiated twice; the fused launch emits first "
+        "derivatives only. For second derivatives differentiate ldreg_kernels.kernels.reference in float64."
+    )
+
+
 class _NotTwice(torch.autograd.Function):
-    """The identity on `result`, tied to x so that the engine comes here on its way to x."""
+    """The identity on `result`, tied to `output` so that whoever differentiates again comes here on the way to x."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor, x: Tensor) -> Tensor:
+    def forward(result: Tensor, output: Tensor) -> Tensor:
         return result.view_as(result)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "ldreg_kernels: lid and ldreg_loss cannot be differentiated twice; the fused launch emits first "
-            "derivatives only. For second derivatives differentiate ldreg_kernels.kernels.reference in float64."
-        )
+        refuse_twice()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        refuse_twice()

@@ -1,37 +1,60 @@
 """Every check of every argument, before any launch: an error names the argument, what was expected and what came.
 
-Nothing is clamped and nothing is converted silently, except that a y that requires grad is treated as the constant it
-is documented to be.
+Nothing is clamped unless asked for, and nothing is converted silently, except that a y that requires grad is treated as
+the constant it is documented to be.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..kernels import contract, dispatch
+from . import own_rows
 from .call import remembered
+from .notice import warn_once
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def features(x: Any, y: Any) -> None:
-    """Check the two feature matrices: 2-D, floating, same dtype, device and D."""
-    _matrix("x", x)
+def features(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor | None]:
+    """The two feature matrices, checked: 2-D, floating, same dtype, device and D.
+
+    Under autocast, which hands out both, two dtypes become the wider one. `names` are for messages.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        _refuse_tracing()
+    name, other = names
+    _matrix(name, x)
     if x.shape[1] == 0:
-        raise ValueError("x must have at least one feature (D >= 1), got shape " + _shape(x))
+        raise ValueError(f"{name} must have at least one feature (D >= 1), got shape {_shape(x)}")
     if y is None:
-        return
-    _matrix("y", y)
+        return x, y
+    _matrix(other, y)
     if y.shape[1] != x.shape[1]:
-        raise ValueError(f"y must have the same number of features as x ({x.shape[1]}), got shape {_shape(y)}")
-    if y.dtype != x.dtype:
-        raise TypeError(f"y must have the dtype of x ({x.dtype}), got {y.dtype}")
+        raise ValueError(
+            f"{other} must have the same number of features as {name} ({x.shape[1]}), got shape {_shape(y)}"
+        )
     if y.device != x.device:
-        raise ValueError(f"y must be on the device of x ({x.device}), got {y.device}")
+        raise ValueError(f"{other} must be on the device of {name} ({x.device}), got {y.device}")
+    if y.dtype == x.dtype:
+        return x, y
+    if not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{other} must have the dtype of {name} ({x.dtype}) outside of autocast, got {y.dtype}")
+    wider = torch.promote_types(x.dtype, y.dtype)
+    return x.to(wider), y.to(wider)
+
+
+def _refuse_tracing() -> NoReturn:
+    raise RuntimeError(
+        "ldreg_kernels: torch.jit.trace cannot record these functions, nor can what is built on it (the old ONNX "
+        "exporter); torch.compile and torch.export can"
+    )
 
 
 def _matrix(name: str, t: Any) -> None:
@@ -49,11 +72,34 @@ def _shape(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
+def described(value: Any) -> str:
+    """`value` in a message: its type and itself, but of a tensor, which may be large, the shape and dtype."""
+    if isinstance(value, Tensor):
+        return f"{type(value).__name__} of shape {_shape(value)} and dtype {value.dtype}"
+    return f"{type(value).__name__} {value!r}"
+
+
 def integer(name: str, value: Any) -> int:
-    """`value` as an int; bools and floats are refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
-    return value  # type: ignore[return-value]  # a SymInt under torch.compile
+    """`value` as an int; bools, floats and tensors (which would have to be waited for) are refused."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # a SymInt under torch.compile
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {described(value)}")
+    return operator.index(value)  # a numpy integer
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"{name} must be a finite number, got {described(value)}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool, which it has to be."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {described(value)}")
+    return value
 
 
 def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Tensor | None]:
@@ -61,10 +107,14 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
 
     The values of a map are checked where the op runs, not here: reading them while compiling would break the graph.
     """
+    if isinstance(value, str):
+        if value != "auto":
+            raise ValueError(f'self_index must be an int, an int64 tensor, "auto" or None, got {value!r}')
+        value = None if y is None else own_rows.find(x, y)
     if y is None:
         if value is not None:
             raise ValueError(
-                f"self_index must be None when y is None (each row's own index is left out), got {value!r}"
+                f"self_index must be None when y is None (each row's own index is left out), got {described(value)}"
             )
         return 0, None
     if value is None:
@@ -102,15 +152,39 @@ def self_map(value: Tensor, references: int) -> None:
         )
 
 
-def neighbours(name: str, k: Any, smallest: int, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> int:
-    """`k` in [smallest, rows of y, less one where self is left out]."""
+def available(x: Tensor, y: Tensor | None, leaves_self_out: bool) -> int:
+    """How many neighbours a row of x has."""
+    return (x if y is None else y).shape[0] - int(leaves_self_out)
+
+
+def neighbours(
+    name: str, k: Any, smallest: int, x: Tensor, y: Tensor | None, leaves_self_out: bool, clamp: bool = False
+) -> int:
+    """`k` in [smallest, rows of y, less one where self is left out].
+
+    With `clamp`, as many of k as there are, which may be fewer than `smallest`; it is said once.
+    """
     k = integer(name, k)
-    rows = (x if y is None else y).shape[0]
-    largest = rows - int(leaves_self_out)
+    largest = (x if y is None else y).shape[0] - int(leaves_self_out)
     # An empty batch asks for nothing: only the lower bound can be wrong then.
-    if k < smallest or (k > largest and x.shape[0] > 0):
-        excluded = " with self excluded" if leaves_self_out else ""
-        raise ValueError(f"{name} must be in [{smallest}, {largest}] for {rows} rows{excluded}, got {k}")
+    if smallest <= k and (k <= largest or x.shape[0] == 0):
+        return k
+    if clamp and k >= smallest:
+        warn_once(
+            f"clamp {name} {k}",
+            f"{name} is {k}, but a batch has only {largest} neighbours for a row: those are used, here and in other "
+            "batches that are too small (stats say how many)",
+        )
+        return largest
+    rows = f"{largest + leaves_self_out} rows{' with self excluded' if leaves_self_out else ''}"
+    raise ValueError(f"{name} must be in [{smallest}, {largest}] for {rows}, got {k}")
+
+
+def at_least(name: str, k: Any, smallest: int) -> int:
+    """`k` >= smallest, whatever the batch."""
+    k = integer(name, k)
+    if k < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {k}")
     return k
 
 
@@ -141,18 +215,16 @@ def modes(estimator: Any, form: Any, reduction: Any, backend: Any, precision: An
     choice("precision", precision, contract.PRECISIONS)
 
 
-def track(value: Any, x: Tensor, y: Tensor | None, leaves_self_out: bool) -> contract.Track:
-    """`track` as a tuple of (estimator, k), each entry checked like the main pair."""
-    if value == ():
-        return ()
+def track(value: Any) -> contract.Track:
+    """`track` as a tuple of (estimator, k), each k large enough for its estimator."""
     try:
         entries = tuple((name, k) for name, k in value)
     except (TypeError, ValueError):
-        raise TypeError(f"track must be a sequence of (estimator, k) pairs, got {value!r}") from None
+        raise TypeError(f"track must be a sequence of (estimator, k) pairs, got {described(value)}") from None
     return tuple(
         (
             choice(f"track[{i}] estimator", name, contract.ESTIMATORS),
-            neighbours(f"track[{i}] k", k, smallest_k(name), x, y, leaves_self_out),
+            at_least(f"track[{i}] k", k, smallest_k(name)),
         )
         for i, (name, k) in enumerate(entries)
     )

@@ -98,6 +98,8 @@ def build_regulariser(config: RegulariserConfig, device: torch.device) -> LIDReg
         estimator=config.estimator,
         target=config.target,
         backend=backend,
+        clamp=False,  # k is the configuration's, or nothing is trained
+        gather=False,
     )
     beta = 0.0 if isinstance(config.weight, str) else config.weight
     return LIDRegulariser(loss, beta, config.ratio, config.warmup_epochs)

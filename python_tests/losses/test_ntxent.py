@@ -1,25 +1,50 @@
-"""NT-Xent against an explicit double loop in float64, its gradient, and its edges."""
+"""NT-Xent against an explicit double loop in float64, its gradient, its edges, a memory bank and several processes."""
 
 from __future__ import annotations
 
+import functools
 import math
 
+import processes
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ldreg_kernels.losses import NTXentLoss, nt_xent_loss
 
 
-def loop_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> float:
-    """The formula of the SimCLR paper, written out: no matrix product, no cross_entropy, no masking."""
-    z = [row / math.sqrt(float(row @ row)) for row in torch.cat([z1, z2]).double()]
+def loop_rows(z1: Tensor, z2: Tensor, temperature: float, negatives: list[Tensor]) -> list[Tensor]:
+    """The 2N terms of the SimCLR paper's mean, written out: no matrix product, no cross_entropy, no masking.
+
+    `negatives` has the further candidates of each row: 2N tensors [K, D].
+    """
+    z = [unit(row) for row in torch.cat([z1, z2]).double()]
     rows, n = len(z), len(z1)
-    total = 0.0
+    terms = []
     for i in range(rows):
-        s = [float(z[i] @ z[j]) / temperature for j in range(rows)]
-        total += -s[(i + n) % rows] + math.log(sum(math.exp(s[j]) for j in range(rows) if j != i))
-    return total / rows
+        bank = [unit(row) for row in negatives[i].double()]
+        others = [(z[i] * z[j]).sum() / temperature for j in range(rows) if j != i]
+        others += [(z[i] * row).sum() / temperature for row in bank]
+        positive = (z[i] * z[(i + n) % rows]).sum() / temperature
+        terms.append(sum(torch.exp(s - positive) for s in others).log())  # less overflow, the same number
+    return terms
+
+
+def unit(row: Tensor) -> Tensor:
+    return row / row.square().sum().sqrt().clamp_min(1e-300)
+
+
+def loop_loss(z1: Tensor, z2: Tensor, temperature: float, negatives: Tensor | None = None) -> Tensor:
+    bank = z1[:0] if negatives is None else negatives
+    return sum(loop_rows(z1, z2, temperature, [bank] * (2 * len(z1)))) / (2 * len(z1))
+
+
+def loop_nt_xent(z1: Tensor, z2: Tensor, temperature: float, negatives: Tensor | None = None) -> float:
+    return loop_loss(z1, z2, temperature, negatives).item()
 
 
 def views(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -94,7 +119,8 @@ def test_module_is_the_function() -> None:
         (torch.ones(3, 2), torch.ones(2, 2), 0.1, ValueError, r"z2 must have the shape of z1, \[3, 2\]"),
         (torch.ones(3, 2), torch.ones(3, 2).double(), 0.1, TypeError, "z2 must have the dtype of z1"),
         (torch.ones(3, 2).long(), torch.ones(3, 2), 0.1, TypeError, "z1 must be a floating point tensor"),
-        (torch.ones(1, 2), torch.ones(1, 2), 0.1, ValueError, "z1 must have at least 2 rows"),
+        (torch.ones(1, 2), torch.ones(1, 2), 0.1, ValueError, "z1 must have at least 2 rows, so that negatives exist"),
+        (torch.ones(0, 2), torch.ones(0, 2), 0.1, ValueError, "z1 must have at least 2 rows"),
     ],
 )
 def test_bad_input_names_the_argument(
@@ -133,3 +159,310 @@ def test_a_zero_row_has_cosine_0_and_gradient_0() -> None:
     assert loss.item() == pytest.approx(sum(expected) / 8, rel=1e-12)
     assert z1.grad[2].tolist() == [0] * 3
     assert bool(z1.grad.isfinite().all())
+
+
+def test_a_small_case_by_hand() -> None:
+    """Rows (1, 0), (0, 1) and their other views (0.6, 0.8), (-1, 0), of several lengths; six cosines, t = 1/2."""
+    z1 = torch.tensor([[2.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    z2 = torch.tensor([[3.0, 4.0], [-0.1, 0.0]], dtype=torch.float64)
+    e = math.exp
+    terms = [
+        -1.2 + math.log(e(1.2) + e(0.0) + e(-2.0)),  # (1, 0): 0.6 to its other view, 0 and -1 to the rest
+        -0.0 + math.log(e(0.0) + e(0.0) + e(1.6)),  # (0, 1): 0 to its other view, 0 and 0.8
+        -1.2 + math.log(e(1.2) + e(1.6) + e(-1.2)),  # (0.6, 0.8): 0.6 to its other view, 0.8 and -0.6
+        -0.0 + math.log(e(0.0) + e(-2.0) + e(-1.2)),  # (-1, 0): 0 to its other view, -1 and -0.6
+    ]
+    assert nt_xent_loss(z1, z2, temperature=0.5).item() == pytest.approx(sum(terms) / 4, rel=1e-14)
+
+
+def test_angles_in_the_plane() -> None:
+    """The cosine of two rows is that of the angle between them, whatever their lengths."""
+    degrees = torch.tensor([0.0, 25.0, 110.0, 5.0, 60.0, 170.0], dtype=torch.float64)  # three images, two views
+    radians = degrees.deg2rad()
+    z = torch.stack([radians.cos(), radians.sin()], dim=1) * torch.arange(1.0, 7.0)[:, None]
+    cosine = (radians[:, None] - radians).cos() / 0.2
+    others = cosine.exp().sum(dim=1) - cosine.diagonal().exp()
+    expected = (others.log() - cosine[range(6), [3, 4, 5, 0, 1, 2]]).mean().item()
+    assert nt_xent_loss(z[:3], z[3:], temperature=0.2).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 7.0])
+@pytest.mark.parametrize("negatives", [0, 1, 3, 16])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_rows_that_are_all_parallel_know_nothing(n: int, negatives: int, temperature: float) -> None:
+    """All cosines 1: the loss is the logarithm of the number of candidates, at every temperature."""
+    direction = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    z = torch.linspace(0.1, 3, n, dtype=torch.float64)[:, None] * direction
+    bank = direction.repeat(negatives, 1) * 4 if negatives else None
+    if n == 1 and bank is None:
+        with pytest.raises(ValueError, match="z1 must have at least 2 rows"):
+            nt_xent_loss(z, z)
+        return
+    loss = nt_xent_loss(z, 2 * z, temperature=temperature, negatives=bank)
+    assert loss.item() == pytest.approx(math.log(2 * n - 1 + negatives), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0, 10.0])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (1, 5, 3), (2, 1, 4), (6, 17, 3)])
+def test_memory_bank_equals_the_double_loop(n: int, k: int, d: int, temperature: float) -> None:
+    """In value and in every gradient, the bank's too."""
+    leaves = [z.requires_grad_() for z in (*views(n, d), views(k, d, seed=1)[0])]
+    loss = nt_xent_loss(leaves[0], leaves[1], temperature=temperature, negatives=leaves[2])
+    expected = loop_loss(leaves[0], leaves[1], temperature, leaves[2])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-14)
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+def test_memory_bank_is_beside_the_batch() -> None:
+    """One image and a bank that holds the four rows of two others: three terms of the six that three images have."""
+    z1, z2 = views(3, 4)
+    alone = nt_xent_loss(z1[:1], z2[:1], temperature=0.3, negatives=torch.cat([z1[1:], z2[1:]]))
+    terms = loop_rows(z1, z2, 0.3, [z1[:0]] * 6)
+    assert alone.item() == pytest.approx((terms[0] + terms[3]).item() / 2, rel=1e-12)
+
+
+def test_memory_bank_gradient_by_finite_differences() -> None:
+    z1, z2, bank = (z.requires_grad_() for z in (*views(2, 3), views(4, 3, seed=1)[0]))
+    assert torch.autograd.gradcheck(lambda a, b, c: nt_xent_loss(a, b, temperature=0.3, negatives=c), (z1, z2, bank))
+
+
+def test_memory_bank_has_no_order_and_no_scale() -> None:
+    z1, z2 = views(5, 3)
+    bank = views(7, 3, seed=1)[0]
+    loss = nt_xent_loss(z1, z2, negatives=bank)
+    for other in (bank.flip(0), bank * torch.logspace(-30, 30, 7, dtype=bank.dtype)[:, None]):
+        torch.testing.assert_close(nt_xent_loss(z1, z2, negatives=other), loss, rtol=1e-12, atol=0)
+
+
+def test_memory_bank_in_half_precision_and_under_autocast() -> None:
+    z1, z2 = views(4, 8, dtype=torch.bfloat16)
+    bank = views(6, 8, seed=1, dtype=torch.bfloat16)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent_loss(z1, z2, negatives=bank)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(loop_nt_xent(z1, z2, 0.1, bank), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", range(2, 20))
+def test_views_may_change_places(n: int) -> None:
+    for d in (1, 32):
+        z1, z2 = views(n, d, seed=n)
+        torch.testing.assert_close(nt_xent_loss(z1, z2), nt_xent_loss(z2, z1), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradient_in_every_dtype(dtype: torch.dtype) -> None:
+    z1, z2 = (z.requires_grad_() for z in views(4, 5, dtype=dtype))
+    nt_xent_loss(z1, z2, temperature=0.5).backward()
+    doubles = [z.detach().double().requires_grad_() for z in (z1, z2)]
+    loop_loss(*doubles, 0.5).backward()
+    for z, double in zip((z1, z2), doubles, strict=True):
+        assert z.grad.dtype == dtype
+        # Rounded once to dtype; in float32 the roundings of 1/t times a cosine on the way.
+        error = (z.grad.double() - double.grad).norm() / double.grad.norm()
+        assert float(error) < max(torch.finfo(dtype).eps, 2e-6)
+
+
+@given(
+    n=st.integers(1, 6),
+    d=st.integers(1, 16),
+    k=st.integers(0, 5),
+    exponent=st.floats(-30, 30),
+    spread=st.floats(0, 1),
+    temperature=st.floats(0.02, 20),
+    double=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_shape_scale_and_temperature(n, d, k, exponent, spread, temperature, double, seed) -> None:
+    """Value and gradient against the double loop; rows of one call may differ in length by 60 orders of magnitude."""
+    if n == 1 and k == 0:
+        k = 1
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2 * n + k, d, generator=generator, dtype=torch.float64)
+    lengths = exponent * (1 - spread) + spread * (60 * torch.rand(2 * n + k, 1, generator=generator).double() - 30)
+    dtype = torch.float64 if double else torch.float32
+    rows = (rows * 10**lengths).to(dtype)
+    leaves = [z.clone().requires_grad_() for z in (rows[:n], rows[n : 2 * n])]
+    bank = rows[2 * n :] if k else None
+    truths = [z.detach().double().requires_grad_() for z in leaves]
+    loss, truth = nt_xent_loss(*leaves, temperature=temperature, negatives=bank), loop_loss(*truths, temperature, bank)
+    # A cosine of D <= 16 terms is off by a few roundings, and so is a logit by a few roundings over t.
+    rounding = 8 * torch.finfo(dtype).eps
+    assert abs(loss.item() - truth.item()) <= rounding * (1 / temperature + 1 + truth.item())
+    loss.backward()
+    truth.backward()
+    for z, double_z in zip(leaves, truths, strict=True):
+        # The gradient per unit of a row's length, at most 2/t in all: its roundings, times what a logit's do to exp.
+        ours, theirs = (g.double() * z.detach().double().norm(dim=1, keepdim=True) for g in (z.grad, double_z.grad))
+        assert float((ours - theirs).abs().max()) <= rounding * (1 + 1 / temperature) * 2 / temperature
+
+
+@pytest.mark.parametrize(
+    ("negatives", "error", "message"),
+    [
+        (torch.ones(0, 2), ValueError, r"negatives must have shape \[K, 2\] with K >= 1, the D of z1, got \[0, 2\]"),
+        (torch.ones(4, 3), ValueError, r"negatives must have shape \[K, 2\] with K >= 1, the D of z1, got \[4, 3\]"),
+        (torch.ones(2), ValueError, r"negatives must have shape \[N, D\], got \[2\]"),
+        (torch.ones(4, 2).double(), TypeError, "negatives must have the dtype of z1, torch.float32, got torch.float64"),
+        (torch.ones(4, 2).long(), TypeError, "negatives must be a floating point tensor"),
+        (torch.ones(4, 2, device="meta"), ValueError, "negatives must be on the device of z1, cpu, got meta"),
+        ([[1.0, 2.0]], TypeError, "negatives must be a floating point tensor, got list"),
+    ],
+)
+def test_bad_negatives_are_named(negatives, error: type[Exception], message: str) -> None:
+    for call in (nt_xent_loss, NTXentLoss()):
+        with pytest.raises(error, match=message):
+            call(torch.ones(3, 2), torch.ones(3, 2), negatives=negatives)
+
+
+def test_no_rows_beside_a_bank_are_refused() -> None:
+    with pytest.raises(ValueError, match="z1 must have at least 1 rows, got 0"):
+        nt_xent_loss(torch.ones(0, 2), torch.ones(0, 2), negatives=torch.ones(1, 2))
+
+
+def test_bad_group_is_refused_when_the_module_is_built() -> None:
+    with pytest.raises(TypeError, match=r"group must be a torch.distributed.ProcessGroup or None, got str"):
+        NTXentLoss(group="gloo")
+
+
+def joint(counts: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+    """The two views that each rank holds."""
+    return [views(n, 4, seed=rank, dtype=dtype) for rank, n in enumerate(counts)]
+
+
+def check_two_ranks(counts: tuple[int, int], tolerance: float, dtype: torch.dtype = torch.float64, **options) -> None:
+    """The mean over ranks is the loss of one process with all images, and so are the gradients that DDP averages."""
+    rank = dist.get_rank()
+    everyone = joint(counts, dtype)
+    z1, z2 = (z.requires_grad_() for z in everyone[rank])
+    loss = nt_xent_loss(z1, z2, temperature=0.2, group=dist.group.WORLD, **options)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    leaves = [tuple(z.detach().clone().requires_grad_() for z in pair) for pair in everyone]
+    truth = nt_xent_loss(torch.cat([a for a, _ in leaves]), torch.cat([b for _, b in leaves]), temperature=0.2)
+    truth.backward()
+    assert mean.item() / 2 == pytest.approx(truth.item(), rel=tolerance)
+    for ours, theirs in zip((z1, z2), leaves[rank], strict=True):
+        torch.testing.assert_close(ours.grad / 2, theirs.grad, rtol=tolerance, atol=tolerance)
+
+
+def two_ranks_equal_one_process() -> None:
+    check_two_ranks((3, 3), 1e-12)
+    check_two_ranks((3, 3), 1e-12, equal_rows=True)
+    check_two_ranks((1, 1), 1e-12)
+
+
+def two_ranks_in_float32() -> None:
+    check_two_ranks((8, 8), 1e-6, torch.float32)
+
+
+def uneven_ranks_equal_one_process() -> None:
+    check_two_ranks((5, 2), 1e-12)
+    check_two_ranks((1, 2), 1e-12)
+    check_two_ranks((0, 3), 1e-12)
+
+
+def equal_ranks_return_the_mean_of_their_own_rows() -> None:
+    rank, everyone = dist.get_rank(), joint((3, 3))
+    loss = nt_xent_loss(*everyone[rank], temperature=0.2, group=dist.group.WORLD)
+    z1, z2 = (torch.cat(z) for z in zip(*everyone, strict=True))
+    terms = loop_rows(z1, z2, 0.2, [z1[:0]] * 12)
+    own = [terms[i] for i in range(12) if i % 6 // 3 == rank]
+    assert loss.item() == pytest.approx(sum(own).item() / 6, rel=1e-12)
+
+
+def a_bank_is_its_ranks_own() -> None:
+    """Different banks on the two ranks, K = 2 and 5, against the double loop, in value and gradient."""
+    rank, everyone, temperature = dist.get_rank(), joint((2, 3)), 0.4
+    banks = [views(k, 4, seed=7)[0] for k in (2, 5)]
+    z1, z2 = (z.requires_grad_() for z in everyone[rank])
+    loss = nt_xent_loss(z1, z2, temperature=temperature, negatives=banks[rank], group=dist.group.WORLD)
+    loss.backward()
+    leaves = [tuple(z.detach().clone().requires_grad_() for z in pair) for pair in everyone]
+    all1, all2 = (torch.cat(z) for z in zip(*leaves, strict=True))
+    terms = loop_rows(all1, all2, temperature, [banks[0] if i % 5 < 2 else banks[1] for i in range(10)])
+    own = sum(terms[i] for i in range(10) if (i % 5 >= 2) == (rank == 1))
+    assert loss.item() == pytest.approx(own.item() * 2 / 10, rel=1e-12)
+    (sum(terms) / 10).backward()
+    for ours, theirs in zip((z1, z2), leaves[rank], strict=True):
+        torch.testing.assert_close(ours.grad / 2, theirs.grad, rtol=1e-11, atol=1e-14)
+
+
+def half_precision_rows() -> None:
+    rank, everyone = dist.get_rank(), joint((3, 3), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent_loss(*everyone[rank], temperature=0.2, group=dist.group.WORLD)
+    dist.all_reduce(loss)
+    z1, z2 = (torch.cat(z) for z in zip(*everyone, strict=True))
+    assert loss.item() / 2 == pytest.approx(loop_nt_xent(z1, z2, 0.2), rel=1e-6)
+
+
+def only_who_is_asked_to_gathers() -> None:
+    """The function with a group, the module unless it is told not to."""
+    z1, z2 = joint((3, 3))[dist.get_rank()]
+    alone, together = nt_xent_loss(z1, z2), nt_xent_loss(z1, z2, group=dist.group.WORLD)
+    assert alone.item() == pytest.approx(loop_nt_xent(z1, z2, 0.1), rel=1e-12)
+    assert abs(alone.item() - together.item()) > 1e-3
+    assert torch.equal(NTXentLoss(gather=False)(z1, z2), alone)
+    for module in (NTXentLoss(), NTXentLoss(group=dist.group.WORLD), NTXentLoss(equal_rows=True)):
+        assert torch.equal(module(z1, z2), together)
+    with pytest.raises(ValueError, match="group is used by gather=True only"):
+        NTXentLoss(gather=False, group=dist.group.WORLD)
+    groups = [dist.new_group([rank]) for rank in range(2)]
+    assert torch.equal(NTXentLoss(group=groups[dist.get_rank()])(z1, z2), alone)
+    with pytest.raises(ValueError, match="group must be a process group that this process is a member of"):
+        NTXentLoss(group=groups[1 - dist.get_rank()])
+
+
+def one_image_in_all_is_refused_by_every_rank() -> None:
+    z1, z2 = joint((1, 0))[dist.get_rank()]
+    with pytest.raises(ValueError, match="z1 must have at least 2 rows over all ranks of the group, so that"):
+        nt_xent_loss(z1, z2, group=dist.group.WORLD)
+
+
+def ranks_that_disagree_are_told_so() -> None:
+    z = torch.ones(2, 3 + dist.get_rank())
+    with pytest.raises(ValueError, match="same number of features and dtype on every rank"):
+        nt_xent_loss(z, z, group=dist.group.WORLD)
+
+
+def ddp_trains_on_the_joint_loss() -> None:
+    """Parameter gradients of DDP, uneven ranks, against one process with all images."""
+    torch.manual_seed(5)
+    alone = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)).double()
+    ddp = DistributedDataParallel(alone)
+    everyone, criterion = joint((3, 2)), NTXentLoss(temperature=0.2)
+    z1, z2 = ddp(torch.cat(everyone[dist.get_rank()])).chunk(2)
+    criterion(z1, z2).backward()
+    gradients = [p.grad.clone() for p in alone.parameters()]
+    alone.zero_grad()
+    x1, x2 = (torch.cat(z) for z in zip(*everyone, strict=True))
+    nt_xent_loss(alone(x1), alone(x2), temperature=0.2).backward()
+    for ours, parameter in zip(gradients, alone.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-12, atol=1e-14)
+
+
+CHECKS = [
+    two_ranks_equal_one_process,
+    two_ranks_in_float32,
+    uneven_ranks_equal_one_process,
+    equal_ranks_return_the_mean_of_their_own_rows,
+    a_bank_is_its_ranks_own,
+    half_precision_rows,
+    only_who_is_asked_to_gathers,
+    one_image_in_all_is_refused_by_every_rank,
+    ranks_that_disagree_are_told_so,
+    ddp_trains_on_the_joint_loss,
+]
+
+
+@functools.lru_cache(maxsize=1)
+def outcome() -> processes.Checks:
+    return processes.run_checks(CHECKS, 2)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_in_two_processes(check) -> None:
+    outcome().assert_passed(check)
