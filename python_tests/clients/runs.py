@@ -6,15 +6,16 @@ set, each trains in several processes.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
-
 from clients.training import BATCH, RATE, Predicting, Trained, Views, objective, parameters, regulariser
+from torch.utils.data import DataLoader
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks the hub for anything
 
@@ -35,15 +36,17 @@ def lightning(folder: str, batch: int = BATCH, data: Views | None = None, *, com
             self.loss = torch.compile(self.forward, fullgraph=True) if compiled else self.forward
             self.batches: list[list[int]] = []
             self.losses: list[float] = []
+            self.neighbours: list[int] = []
 
         def forward(self, first, second):
             return objective(*self.model(first, second), self.ldreg)
 
         def training_step(self, batch, batch_idx):
             loss = self.loss(batch["first"], batch["second"])
-            self.log("lid", self.ldreg.stats.lid.detach().median())
+            self.log("lid", self.ldreg.stats.geometric_mean)
             self.batches.append(batch["row"].tolist())
             self.losses.append(loss.item())
+            self.neighbours.append(self.ldreg.stats.k)
             return loss
 
         def configure_optimizers(self):
@@ -67,7 +70,7 @@ def lightning(folder: str, batch: int = BATCH, data: Views | None = None, *, com
         )
         trainer.fit(module, DataLoader(data or Views(), batch_size=batch, shuffle=True))
     assert trainer.callback_metrics["lid"] > 0
-    return Trained(module.batches, module.losses, parameters(module.model))
+    return Trained(module.batches, module.losses, module.neighbours, parameters(module.model))
 
 
 def accelerate(folder: str, batch: int = BATCH, data: Views | None = None) -> Trained:
@@ -81,7 +84,7 @@ def accelerate(folder: str, batch: int = BATCH, data: Views | None = None) -> Tr
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         loader = DataLoader(data or Views(), batch_size=batch, shuffle=True)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)  # DDP wants no loss without parameters
-        batches, losses = [], []
+        batches, losses, neighbours = [], [], []
         for one in loader:
             loss = objective(*model(one["first"], one["second"]), ldreg)
             optimizer.zero_grad()
@@ -89,8 +92,9 @@ def accelerate(folder: str, batch: int = BATCH, data: Views | None = None) -> Tr
             optimizer.step()
             batches.append(one["row"].tolist())
             losses.append(loss.item())
+            neighbours.append(ldreg.stats.k)
         assert accelerator.num_processes == world()
-        return Trained(batches, losses, parameters(accelerator.unwrap_model(model)))
+        return Trained(batches, losses, neighbours, parameters(accelerator.unwrap_model(model)))
     finally:  # it is shared by all of the process
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -107,12 +111,14 @@ def transformers(folder: str, batch: int = BATCH, data: Views | None = None) -> 
             self.ldreg = regulariser()
             self.batches: list[list[int]] = []
             self.losses: list[float] = []
+            self.neighbours: list[int] = []
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             outputs = model(inputs["first"], inputs["second"])
             loss = objective(*outputs, self.ldreg)
             self.batches.append(inputs["row"].tolist())
             self.losses.append(loss.item())
+            self.neighbours.append(self.ldreg.stats.k)
             return (loss, outputs) if return_outputs else loss
 
     try:
@@ -135,7 +141,7 @@ def transformers(folder: str, batch: int = BATCH, data: Views | None = None) -> 
         trainer = WithLDReg(model, arguments, train_dataset=data or Views())
         trainer.train()
         assert arguments.world_size == world()
-        return Trained(trainer.batches, trainer.losses, parameters(model))
+        return Trained(trainer.batches, trainer.losses, trainer.neighbours, parameters(model))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -146,3 +152,14 @@ CLIENTS: dict[str, Callable[..., Trained]] = {
     "accelerate": accelerate,
     "transformers": transformers,
 }
+
+# For parametrize: without importing any.
+PRESENT = [
+    pytest.param(
+        client,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(client) is None, reason=f'{client} is not installed: pip install ".[test]"'
+        ),
+    )
+    for client in CLIENTS
+]

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 
 import processes
 import pytest
@@ -31,6 +32,7 @@ from clients.training import (
     plain,
     regulariser,
 )
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD = 2
@@ -44,7 +46,8 @@ def joined(mine: Trained) -> Trained:
         assert torch.equal(one, other)
     batches = [one + other for one, other in zip(*(rank.batches for rank in ranks), strict=True)]
     losses = [(one + other) / 2 for one, other in zip(*(rank.losses for rank in ranks), strict=True)]
-    return Trained(batches, losses, ranks[0].parameters)
+    assert ranks[0].neighbours == ranks[1].neighbours
+    return Trained(batches, losses, mine.neighbours, mine.parameters)
 
 
 def check(client: str, last: int) -> None:
@@ -55,7 +58,7 @@ def check(client: str, last: int) -> None:
         mine = runs.CLIENTS[client](folder, data=Views(rows))
     assert [len(batch) for batch in mine.batches] == [BATCH, BATCH, last][: 3 if last else 2]
     found = joined(mine)
-    assert sorted(sum(found.batches, [])) == list(range(rows))
+    assert sorted(row for batch in found.batches for row in batch) == list(range(rows))
     assert_trained_alike(found, plain(found.batches))
     assert_ldreg_mattered(found)
 
@@ -73,17 +76,26 @@ def transformers() -> None:
 
 
 def raw() -> None:
+    raw_steps(lambda model: model)
+
+
+def compiled() -> None:
+    raw_steps(lambda model: torch.compile(model, backend="aot_eager"))  # the graph breaks where rows are gathered
+
+
+def raw_steps(prepared: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
     """DDP itself around a model with momentum features as extra references; ranks end with 3 rows and 1."""
     data, rank = Views(2 * ROWS), dist.get_rank()
     order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(2)).tolist()
     steps = [(order[:32], order[32:64]), (order[64:96], order[96:128]), (order[128:131], order[131:132])]
     here = DistributedDataParallel(WithMomentum(regulariser()), find_unused_parameters=False)
     alone = WithMomentum(regulariser(gather=False))
+    forward = prepared(here)
     optimizers = [torch.optim.SGD(model.parameters(), lr=RATE) for model in (here, alone)]
     for halves in steps:
         mine, both = halves[rank], halves[0] + halves[1]
         losses = [
-            here(data.first[mine], data.second[mine], share=WORLD * len(mine) / len(both)),
+            forward(data.first[mine], data.second[mine], share=WORLD * len(mine) / len(both)),
             alone(data.first[both], data.second[both]),
         ]
         for loss, optimizer in zip(losses, optimizers, strict=True):
@@ -98,28 +110,34 @@ def raw() -> None:
     torch.testing.assert_close(parameters(here.module), parameters(alone), **SAME)
 
 
-CHECKS = {"raw": raw, "pytorch_lightning": lightning, "accelerate": accelerate, "transformers": transformers}
+CHECKS = {
+    "raw": raw,
+    "compiled": compiled,
+    "pytorch_lightning": lightning,
+    "accelerate": accelerate,
+    "transformers": transformers,
+}
 
 
 def every_client(clients: list[str]) -> dict[str, str]:
     """What `processes.run_checks` does, behind what torchrun would have set."""
     rank = str(dist.get_rank())
-    port = "29500"  # of no use: the group is there
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="clients")
+    # Where to meet is asked for, and of no use: the group is there.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", TORCHELASTIC_RUN_ID="clients")
     warnings.filterwarnings("error", module="ldreg_kernels")
     return processes._each(__file__, [CHECKS[client].__name__ for client in clients])
 
 
 @pytest.fixture(scope="module")
 def outcome() -> processes.Checks:
-    present = [client for client in CHECKS if client == "raw" or importlib.util.find_spec(client)]
+    present = [
+        client for client in CHECKS if client not in runs.CLIENTS or importlib.util.find_spec(client) is not None
+    ]
     return processes.Checks(processes.run(every_client, WORLD, present))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("client", CHECKS)
+@pytest.mark.parametrize("client", ["raw", "compiled", *runs.PRESENT])
 def test_two_processes_train_as_one(outcome, client):
-    if client != "raw":
-        pytest.importorskip(client, reason=f'needs the package: pip install ".[test]" ({client})')
     outcome.assert_passed(CHECKS[client])

@@ -72,7 +72,7 @@ class WithMomentum(nn.Module):
     def forward(self, first: Tensor, second: Tensor, share: float = 1.0) -> Tensor:
         """The loss; `share` is the weight of this rank's rows in the mean over all."""
         features, predictions = self.online(first, second)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # float32 targets
             targets = self.target(torch.cat([first, second]))
         return share * F.mse_loss(predictions, targets[len(first) :]) + self.ldreg(features, targets)
 
@@ -97,6 +97,7 @@ class Trained(NamedTuple):
 
     batches: list[list[int]]  # rows, step by step
     losses: list[float]
+    neighbours: list[int]  # used for a row
     parameters: list[Tensor]
 
 
@@ -109,7 +110,7 @@ def plain(batches: Iterable[Sequence[int]], *, weight: float = WEIGHT) -> Traine
     data, model, ldreg = Views(2 * ROWS), Predicting(), regulariser(gather=False)
     ldreg.weight = weight
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    taken, losses = [], []
+    taken, losses, neighbours = [], [], []
     for rows in batches:
         loss = objective(*model(data.first[rows], data.second[rows]), ldreg)
         optimizer.zero_grad()
@@ -117,11 +118,13 @@ def plain(batches: Iterable[Sequence[int]], *, weight: float = WEIGHT) -> Traine
         optimizer.step()
         taken.append(list(rows))
         losses.append(loss.item())
-    return Trained(taken, losses, parameters(model))
+        neighbours.append(ldreg.stats.k)
+    return Trained(taken, losses, neighbours, parameters(model))
 
 
 def assert_trained_alike(found: Trained, expected: Trained) -> None:
-    """The same losses, the same parameters; and not those of training without LDReg."""
+    """The same losses, neighbours and parameters."""
+    assert found.neighbours == expected.neighbours
     torch.testing.assert_close(torch.tensor(found.losses), torch.tensor(expected.losses), **SAME)
     torch.testing.assert_close(found.parameters, expected.parameters, **SAME)
 
