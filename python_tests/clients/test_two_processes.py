@@ -1,7 +1,7 @@
 """Two gloo processes train as one does on the rows of both: raw DDP, Lightning, accelerate, transformers' Trainer.
 
-`LDRegLoss` gathers by itself. Every function of `CHECKS` runs in each of two processes, all in one start, where
-torchrun's variables are set; the test of its name reports it.
+`LDRegLoss` gathers by itself. Every function of `CHECKS` runs in each of two processes, all in one start; the test of
+its name reports it. Which rows a rank takes is the client's affair.
 """
 
 from __future__ import annotations
@@ -50,9 +50,18 @@ def joined(mine: Trained) -> Trained:
     return Trained(batches, losses, mine.neighbours, mine.parameters)
 
 
+def as_torchrun_does() -> None:
+    """The variables that clients read. Where to meet is asked for, and of no use: the group is there."""
+    rank = str(dist.get_rank())
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", TORCHELASTIC_RUN_ID="clients")
+
+
 def check(client: str, last: int) -> None:
     """`last` more rows than two full batches on every rank; all rows are taken once."""
     rows = 2 * (2 * BATCH + last)
+    as_torchrun_does()
+    warnings.filterwarnings("error", module="ldreg_kernels")
     torch.manual_seed(5)
     with tempfile.TemporaryDirectory() as folder:
         mine = runs.CLIENTS[client](folder, data=Views(rows))
@@ -119,22 +128,10 @@ CHECKS = {
 }
 
 
-def every_client(clients: list[str]) -> dict[str, str]:
-    """What `processes.run_checks` does, behind what torchrun would have set."""
-    rank = str(dist.get_rank())
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
-    # Where to meet is asked for, and of no use: the group is there.
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", TORCHELASTIC_RUN_ID="clients")
-    warnings.filterwarnings("error", module="ldreg_kernels")
-    return processes._each(__file__, [CHECKS[client].__name__ for client in clients])
-
-
 @pytest.fixture(scope="module")
 def outcome() -> processes.Checks:
-    present = [
-        client for client in CHECKS if client not in runs.CLIENTS or importlib.util.find_spec(client) is not None
-    ]
-    return processes.Checks(processes.run(every_client, WORLD, present))
+    present = [check for name, check in CHECKS.items() if name not in runs.CLIENTS or importlib.util.find_spec(name)]
+    return processes.run_checks(present, WORLD)
 
 
 @pytest.mark.slow
