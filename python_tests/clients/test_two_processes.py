@@ -10,7 +10,6 @@ import importlib.util
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 
 import processes
 import pytest
@@ -32,7 +31,7 @@ from clients.training import (
     plain,
     regulariser,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD = 2
@@ -84,27 +83,32 @@ def transformers() -> None:
     check("transformers", 0)
 
 
+ORDER = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(2)).tolist()
+EQUAL = [(ORDER[:32], ORDER[32:64]), (ORDER[64:96], ORDER[96:128])]  # rows of both ranks, step by step
+UNEQUAL = [(ORDER[128:131], ORDER[131:132])]
+
+
 def raw() -> None:
-    raw_steps(lambda model: model)
+    """Ranks end with 3 rows and 1."""
+    train_in_ddp(WithMomentum(regulariser()), EQUAL + UNEQUAL)
 
 
 def compiled() -> None:
-    raw_steps(lambda model: torch.compile(model, backend="aot_eager"))  # the graph breaks where rows are gathered
+    """One graph: the gathering of equally many rows is in it."""
+    model = WithMomentum(regulariser(equal_rows=True))
+    train_in_ddp(torch.compile(model, backend="aot_eager", fullgraph=True), EQUAL)
 
 
-def raw_steps(prepared: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
-    """DDP itself around a model with momentum features as extra references; ranks end with 3 rows and 1."""
+def train_in_ddp(model: nn.Module, steps: list[tuple[list[int], list[int]]]) -> None:
+    """DDP itself around a model with momentum features as extra references, beside the same model alone."""
     data, rank = Views(2 * ROWS), dist.get_rank()
-    order = torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(2)).tolist()
-    steps = [(order[:32], order[32:64]), (order[64:96], order[96:128]), (order[128:131], order[131:132])]
-    here = DistributedDataParallel(WithMomentum(regulariser()), find_unused_parameters=False)
+    here = DistributedDataParallel(model, find_unused_parameters=False)
     alone = WithMomentum(regulariser(gather=False))
-    forward = prepared(here)
     optimizers = [torch.optim.SGD(model.parameters(), lr=RATE) for model in (here, alone)]
     for halves in steps:
         mine, both = halves[rank], halves[0] + halves[1]
         losses = [
-            forward(data.first[mine], data.second[mine], share=WORLD * len(mine) / len(both)),
+            here(data.first[mine], data.second[mine], share=WORLD * len(mine) / len(both)),
             alone(data.first[both], data.second[both]),
         ]
         for loss, optimizer in zip(losses, optimizers, strict=True):
