@@ -46,6 +46,10 @@ NVCC_FLAGS = [
 ]
 
 
+# The last word of CXX that is called like one is the compiler: "ccache g++ -m64", "nice -n 10 x86_64-linux-gnu-g++-12".
+COMPILER_NAME = re.compile(r"(.*-)?(g\+\+|c\+\+|clang\+\+|gcc|cc|clang|icpx|nvc\+\+)(-?[\d.]+)?(-\w+)?")
+
+
 class BuildError(SystemExit):
     """Stops the build with one readable message instead of a traceback."""
 
@@ -62,6 +66,22 @@ def cuda_mode(env):
     if mode not in ("auto", "0", "1"):
         raise BuildError(f"LDREG_BUILD_CUDA must be auto, 0 or 1, got {env['LDREG_BUILD_CUDA']!r}")
     return mode
+
+
+def cpu_mode(env):
+    """LDREG_BUILD_CPU as "0" or "1". There is no "auto": a package without its kernels has to be asked for."""
+    mode = env.get("LDREG_BUILD_CPU", "").strip() or "1"
+    if mode not in ("0", "1"):
+        raise BuildError(f"LDREG_BUILD_CPU must be 0 or 1, got {env['LDREG_BUILD_CPU']!r}")
+    return mode
+
+
+def words(env, name):
+    """A variable such as CXXFLAGS as arguments, by the rules of a shell."""
+    try:
+        return shlex.split(env.get(name, ""))
+    except ValueError as error:  # No closing quotation
+        raise BuildError(f"{name}={env[name]!r} cannot be split into words: {error}") from None
 
 
 def cuda_archs(env):
@@ -135,19 +155,86 @@ def supported_archs(nvcc, env):
 
 
 def find_cxx(env):
-    """The C++ compiler as an argument list, tried on every flag we are going to use."""
-    usual = [sysconfig.get_config_var("CXX") or "c++", "c++", "g++", "clang++"]
-    candidates = [shlex.split(name) for name in ([env["CXX"]] if env.get("CXX") else usual)]
-    found = next((command for command in candidates if shutil.which(command[0])), None)
-    if found is None:
-        tried = ", ".join(dict.fromkeys(command[0] for command in candidates))
-        raise BuildError(f"no C++ compiler found (tried {tried}); install g++ or set CXX")
+    """The C++ compiler as an argument list, launcher and flags included, tried on every flag we are going to use."""
+    if env.get("CXX", "").strip():
+        found = named_cxx(env)
+    else:
+        usual = [sysconfig.get_config_var("CXX") or "c++", "c++", "g++", "clang++"]
+        candidates = [shlex.split(name) for name in usual]
+        found = next((command for command in candidates if shutil.which(command[0])), None)
+        if found is None:
+            raise BuildError(no_compiler(env, ", ".join(dict.fromkeys(command[0] for command in candidates))))
     flags = [*CXX_FLAGS, *{"x86": AVX512BF16, "arm": NEONBF16}.get(ARCHITECTURE, [])]
     trial = [*found, *flags, "-x", "c++", "-fsyntax-only", "-"]
-    result = subprocess.run(trial, input="#include <vector>\n", capture_output=True, text=True)
+    try:
+        result = subprocess.run(trial, input="#include <vector>\n", capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise BuildError(f"{shlex.join(found)} does not run: {error}") from None
     if result.returncode:
-        raise BuildError(f"{found[0]} cannot compile this (GCC 12 or Clang 14 is needed):\n{result.stderr}")
+        command = shlex.join(found)
+        raise BuildError(f"{command} cannot compile this (GCC 12 or Clang 14 is needed):\n{result.stderr}")
     return found
+
+
+def named_cxx(env):
+    """CXX as words: a launcher, a compiler and flags, or one path that has spaces in it."""
+    found = [env["CXX"]] if shutil.which(env["CXX"]) else words(env, "CXX")
+    launcher, compiler, _ = split_cxx(found)
+    absent = next((word for word in (*launcher[:1], compiler) if shutil.which(word) is None), None)
+    if absent is not None:
+        raise BuildError(
+            f"CXX={env['CXX']!r}: there is no program {absent!r}. A path with spaces needs quotes inside CXX."
+        )
+    return found
+
+
+def split_cxx(command):
+    """(launcher, compiler, flags) of a command such as ["ccache", "g++", "-m64"]."""
+    like_one = [
+        i
+        for i, word in enumerate(command)
+        if not word.startswith("-") and COMPILER_NAME.fullmatch(os.path.basename(word))
+    ]
+    named = [i for i in like_one if shutil.which(command[i])] or like_one
+    leading = next((i for i, word in enumerate(command) if word.startswith("-")), len(command))
+    at = named[-1] if named else max(leading - 1, 0)  # of a compiler by another name: the last word before the flags
+    return command[:at], command[at], command[at + 1 :]
+
+
+def no_compiler(env, tried):
+    """What to say where there is none: how to get one, and how to go on without."""
+    skip = "LDREG_BUILD_CPU=0" + (" LDREG_BUILD_CUDA=0" if find_nvcc(env)[0] else "")
+    return (
+        f"no C++ compiler was found (tried {tried}).\n"
+        "Install GCC 12 or Clang 14 at least (Debian: apt install g++; Fedora: dnf install gcc-c++; macOS: "
+        "xcode-select --install), or name a compiler in CXX.\n"
+        f"To go on without one: {skip} installs no compiled kernels. Everything then runs on the backend "
+        '"reference": the same answers, many times slower.'
+    )
+
+
+def nvcc_host(cxx, env, folder):
+    """What tells nvcc the host compiler: the compiler itself, since it takes no launcher, and flags by -Xcompiler.
+
+    nvcc passes the name to a shell without quotes, so that a compiler whose path has spaces gets a link in `folder`.
+    """
+    _, compiler, flags = split_cxx(cxx)
+    options = ["-Xcompiler=" + flag.replace(",", "\\,") for flag in flags]  # a bare comma would split it
+    if env.get("NVCC_CCBIN"):  # nvcc reads it
+        return []
+    if not env.get("CXX", "").strip() and shutil.which("g++"):  # nvcc's own choice
+        return []
+    if plain(compiler):
+        return ["-ccbin", compiler, *options]
+    link = ROOT / folder / "host-c++"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.abspath(shutil.which(compiler)))
+    return ["-ccbin", str(folder / link.name), *options]
+
+
+def plain(path):
+    """Whether a path means itself to any shell."""
+    return shlex.quote(str(path)) == str(path)
 
 
 # ---------------------------------------------------------------- what is compiled, and how

@@ -20,7 +20,7 @@ from torch.utils import collect_env
 
 import ldreg_kernels as ldk
 from ldreg_kernels import doctor_gpu
-from ldreg_kernels.kernels import dispatch
+from ldreg_kernels.kernels import dispatch, extension, native
 
 # The promises of precision="exact" for float32 inputs, as the worst error over the allowed one.
 DISTANCE_TOLERANCE = 1e-6  # relative
@@ -159,12 +159,9 @@ def _environment() -> dict[str, str]:
 
 
 def _cpu_isa() -> str:
-    try:
-        return f"instruction set {importlib.import_module('ldreg_kernels._cpu').isa()}"
-    except ModuleNotFoundError:
-        return "not built: `pip install .` again and read the compiler's messages"
-    except ImportError as error:
-        return f"BROKEN: {error}"
+    if native.unavailable_reason() is not None:
+        return "not usable: the backend `cpu` below says why"
+    return f"instruction set {native.isa()}"
 
 
 def _cuda_build() -> str:
@@ -174,6 +171,8 @@ def _cuda_build() -> str:
         return "not built: nvcc was not found, or LDREG_BUILD_CUDA was 0"
     except ImportError as error:
         return f"BROKEN: {error}"
+    if extension.foreign(cuda):
+        return f"not built here: {cuda.__file__} is another copy's"
     version = cuda.runtime_version()
     reason = cuda.unavailable_reason()
     state = "runs here" if reason is None else f"cannot run here: {reason}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -87,7 +87,9 @@ class Backend:
             **options,
         )
         tracked = {key: value.cpu() for key, value in stats.tracked.items()}
-        return value.cpu(), ldk.LDRegStats(stats.lid.cpu(), tracked, stats.degenerate.cpu())
+        copies = None if stats.copies is None else stats.copies.cpu()
+        moved = {"lid": stats.lid.cpu(), "tracked": tracked, "degenerate": stats.degenerate.cpu(), "copies": copies}
+        return value.cpu(), replace(stats, **moved)
 
 
 @pytest.fixture

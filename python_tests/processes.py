@@ -81,7 +81,11 @@ def run_checks(checks: Sequence[Callable[[], None]], world: int, limit: float = 
     """
     files = {inspect.getfile(check) for check in checks}
     assert len(files) == 1, files
-    return Checks(run(_each, world, files.pop(), [check.__name__ for check in checks], limit=limit))
+    names = [check.__name__ for check in checks]
+    try:
+        return Checks(run(_each, world, files.pop(), names, limit=limit))
+    except AssertionError as crash:  # told by every check, rather than raised here and tried again for each
+        return Checks([dict.fromkeys(names, str(crash))])
 
 
 def _each(file: str, names: list[str]) -> dict[str, str]:
@@ -89,6 +93,7 @@ def _each(file: str, names: list[str]) -> dict[str, str]:
 
     module, outcome = _load(file), {}
     for name in names:
+        print(name, flush=True)  # the last one is where a crash was
         try:
             getattr(module, name)()
             dist.barrier()  # fails where a partner has given up, so that all ranks stop at the same check

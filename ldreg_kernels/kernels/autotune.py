@@ -4,22 +4,31 @@ Nothing is timed unless that is set. What was found is in LDREG_TUNING_FILE (def
 and is used from then on, with or without the variable; delete the file to go back to the shipped table. Problems are
 alike if B, N, D and k are the same up to the next power of two, on the same capability and dtype. No Triton is needed
 to read this file: the caller brings what runs and what times.
+
+Many processes may search at once: each adds to the file under a lock and puts it in place whole. Where it cannot be
+read or written, a warning says so, once, and what was found serves this process alone. A file that is no tuning file is
+an error: none of ours ends up like that, so it is something else under that name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .tuning import Blocks, Shape, choose, choose_path, power_of_two, sizes
 
 _kept = 0  # how many searches of this process are through
+_unwritten: dict[tuple[str | None, str], Blocks] = {}  # by LDREG_TUNING_FILE and key: found here, and not in the file
+_warned = False
 _FIELDS = {field.name for field in fields(Blocks)}
 
 
@@ -37,8 +46,13 @@ def settings() -> tuple[str | None, str | None, int]:
 
 
 def tuning_file() -> Path:
-    """Where results are kept."""
-    return Path(os.environ.get("LDREG_TUNING_FILE") or Path.home() / ".cache" / "ldreg_kernels" / "tuning.json")
+    """Where results are kept; OSError if there is no home folder to keep them in."""
+    if named := os.environ.get("LDREG_TUNING_FILE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "ldreg_kernels" / "tuning.json"
+    except RuntimeError as error:  # a container's user without an entry and without $HOME
+        raise OSError(f"{error} LDREG_TUNING_FILE is not set") from error
 
 
 def key(shape: Shape) -> str:
@@ -47,22 +61,50 @@ def key(shape: Shape) -> str:
     return " ".join(map(str, (f"sm_{shape.capability}", shape.dtype, *sizes)))
 
 
-@cache
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    """All that the file holds, other versions' entries too; nothing if there is none."""
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        known = {name: blocks for name, blocks in entries.items() if set(blocks) == _FIELDS}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"LDREG_TUNING_FILE {path} is not a tuning file ({error}); delete it") from error
-    return known  # without what another version of Blocks left there
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):  # writing will say what is in the folder's place
+        return {}
+    except UnicodeDecodeError as error:
+        raise _not_ours(path, error) from error
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(text)
+        for blocks in entries.values():
+            blocks.keys()
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_ours(path, error) from error
+    return entries
+
+
+def _not_ours(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"LDREG_TUNING_FILE {path} is not a tuning file ({error}); delete it")
+
+
+@cache
+def _read(path: Path) -> dict[str, Blocks]:
+    """The entries that this version understands."""
+    known = {name: blocks for name, blocks in _entries(path).items() if set(blocks) == _FIELDS}
+    for name, blocks in known.items():
+        wrong = [field.name for field in fields(Blocks) if str(field.type) != type(blocks[field.name]).__name__]
+        if wrong:
+            raise _not_ours(path, ValueError(f"{wrong[0]} of {name!r} is {blocks[wrong[0]]!r}"))
+    return {name: Blocks(**blocks) for name, blocks in known.items()}
 
 
 def found(shape: Shape) -> Blocks | None:
     """The blocks an earlier search found for problems like this one."""
-    blocks = _read(tuning_file()).get(key(shape))
-    return None if blocks is None else Blocks(**blocks)
+    here = _unwritten.get((os.environ.get("LDREG_TUNING_FILE"), key(shape)))
+    try:
+        path = tuning_file()
+    except OSError:  # a search will say so
+        return here
+    try:
+        return _read(path).get(key(shape)) or here
+    except OSError as error:
+        _warn_once(f"the tuning file cannot be read ({error}); only what this process finds is used")
+        return here
 
 
 def candidates(shape: Shape) -> Iterator[Blocks]:
@@ -99,14 +141,53 @@ def search(shape: Shape, seconds: Callable[[Blocks], float]) -> Blocks:
 
 
 def _keep(shape: Shape, blocks: Blocks) -> None:
-    """Read again, add, and put in place at once: other processes do the same."""
+    """Add to what is in the file by now; or, where that fails, to what this process remembers."""
     global _kept
-    path = tuning_file()
+    try:
+        _add(tuning_file(), key(shape), asdict(blocks))
+    except OSError as error:
+        _unwritten[os.environ.get("LDREG_TUNING_FILE"), key(shape)] = blocks
+        _warn_once(
+            f"the tuning file cannot be written ({error}); what LDREG_AUTOTUNE found serves this process only. "
+            "LDREG_TUNING_FILE names another place"
+        )
+    finally:
+        _read.cache_clear()
+        _kept += 1
+
+
+def _add(path: Path, name: str, blocks: dict[str, Any]) -> None:
+    """One writer at a time reads, adds and renames; readers see the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _read.cache_clear()
-    entries = {**_read(path), key(shape): asdict(blocks)}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(entries, file, indent=1, sort_keys=True)
-    os.replace(file.name, path)
-    _read.cache_clear()
-    _kept += 1
+    partial = path.with_name(path.name + ".partial")  # one name is enough under the lock, and leaves nothing to collect
+    with _locked(path.with_name(path.name + ".lock")):
+        entries = {**_entries(path), name: blocks}
+        try:
+            partial.write_text(json.dumps(entries, indent=1, sort_keys=True))
+            os.replace(partial, path)
+        except OSError:  # a full disk, a folder in the file's place
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # POSIX, as all that can search
+
+    with open(path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _warn_once(message: str) -> None:
+    """One warning in a process, at the line that called this package."""
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ldreg_kernels", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"ldreg_kernels: {message}", RuntimeWarning, stacklevel=level)

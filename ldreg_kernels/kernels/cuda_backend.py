@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import single_launch, tuning
+from . import extension, single_launch, tuning
 from .contract import KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
 from .single_launch import Outputs, Request
 
@@ -31,6 +31,10 @@ except ImportError as error:
         if isinstance(error, ModuleNotFoundError)
         else f"the CUDA extension could not be loaded ({error})"
     )
+else:
+    if extension.foreign(_cuda):
+        _missing = f"the CUDA extension is not in {extension.PACKAGE}; {_cuda.__file__} is another copy's"
+        _cuda = None
 
 LARGEST_K = 1024
 LARGEST_COLUMNS = 8192

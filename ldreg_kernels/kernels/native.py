@@ -15,15 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import extension
 from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
 
-_cpu: ModuleType | None
+_cpu: ModuleType | None = None
+_reason = ""
 try:
-    from .. import _cpu  # type: ignore[attr-defined, no-redef]
+    from .. import _cpu as _found  # type: ignore[attr-defined]
 except ImportError as error:
-    _cpu, _reason = None, f"the C++ extension could not be loaded ({error}); reinstall with `pip install .`"
+    _reason = extension.why_missing("_cpu", error)
 else:
-    _reason = ""
+    if extension.foreign(_found):
+        _reason = extension.why_missing("_cpu", _found)
+    else:
+        _cpu = _found
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum DType in csrc/cpu/problem.h
 _SMALLEST_POOLED = 1 << 20  # bytes; below it the extension's pool hands on to malloc (kLarge in csrc/cpu/blocks.cpp)
@@ -36,13 +41,9 @@ def _torch_workers() -> int:
     else the only one there is.
     """
     try:
-        maps = Path("/proc/self/maps").read_bytes().splitlines()
+        runtimes = _openmp_runtimes(Path("/proc/self/maps").read_bytes())
     except OSError:  # not Linux, or a sandbox that hides it
         return 0
-    # Bytes, since any file may be mapped here, under any name.
-    names = {line.split(maxsplit=5)[-1].strip() for line in maps if b"/lib" in line}
-    paths = {Path(os.fsdecode(name)) for name in names}
-    runtimes = sorted(path for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp")))
     package = Path(torch.__file__).resolve().parent  # the kernel lists files without their links
     folders = (package / "lib", package.with_name("torch.libs"))
     candidates = [path for path in runtimes if path.parent in folders] or runtimes
@@ -50,9 +51,16 @@ def _torch_workers() -> int:
         return 0
     try:
         entry = ctypes.CDLL(str(candidates[0])).GOMP_parallel  # loaded already: this only looks it up
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ValueError):  # ValueError: a name that no file has
         return 0
     return ctypes.cast(entry, ctypes.c_void_p).value or 0
+
+
+def _openmp_runtimes(maps: bytes) -> list[Path]:
+    """Of the files in /proc/PID/maps, those with the name of an OpenMP runtime. Bytes: any file may be mapped here."""
+    names = {line.split(maxsplit=5)[-1].strip() for line in maps.splitlines() if b"/lib" in line}
+    paths = {Path(os.fsdecode(name)) for name in names}
+    return sorted(path for path in paths if path.name.startswith(("libgomp", "libomp", "libiomp")))
 
 
 if _cpu is not None:

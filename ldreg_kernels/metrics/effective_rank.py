@@ -4,6 +4,7 @@
 
 It is 1 when one direction carries everything and min(N, D) when all carry the same. Papers differ in what v
 is, and the numbers differ a lot, so the variant is always named; comparing across variants means nothing.
+The number has no unit: it is the same for features of any size, 1e-300 to 1e300.
 
 What this file does not do: RankMe's epsilon inside the logarithm (the variant "sv" is RankMe without it).
 """
@@ -15,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .spectrum import singular_values
+from .spectrum import check, half_deviations, unit_scale
 
 Variant = Literal["cov", "corr", "gram", "sv"]
 
@@ -30,7 +31,7 @@ def effective_rank(features: Tensor, *, variant: Variant = "cov") -> float:
 
     - `cov`: eigenvalues of the centred covariance (default);
     - `corr`: eigenvalues of the correlation matrix, i.e. every feature scaled to unit variance first;
-      features of zero variance have no correlation and are left out;
+      features that are constant up to a rounding step of their dtype have no correlation and are left out;
     - `gram`: eigenvalues of the uncentred second moment;
     - `sv`: singular values of the uncentred matrix, not squared (RankMe without its epsilon).
 
@@ -39,8 +40,9 @@ def effective_rank(features: Tensor, *, variant: Variant = "cov") -> float:
         variant: which spectrum, see above.
 
     Returns:
-        A number of directions in [1, min(N, D)], or 0.0 when the spectrum is all zeros (every row equal, for
-        `cov`).
+        A number of directions in [1, min(N, D)], or 0.0 when the spectrum is all zeros (for `cov` and `corr`: every
+        row equal). Rows that differ by rounding alone do differ: the rank is then that of the rounding, and
+        `singular_values` says how small it is.
 
     Raises:
         TypeError: `features` is not a floating point tensor.
@@ -48,25 +50,35 @@ def effective_rank(features: Tensor, *, variant: Variant = "cov") -> float:
     """
     if variant not in get_args(Variant):
         raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
-    if variant == "sv":
-        return _exp_entropy(singular_values(features))
-    if variant == "gram":
-        return _exp_entropy(singular_values(features).square())
+    check(features)
+    if variant in ("sv", "gram"):
+        z, _ = unit_scale(features.double())
+        values = torch.linalg.svdvals(z)
+        return _exp_entropy(values if variant == "sv" else values.square())
+    z = half_deviations(features)  # [N, D]
     if variant == "corr":
-        features = _unit_variance(features)
-        if features.shape[1] == 0:
+        z = z[:, _varying(features)]
+        if z.shape[1] == 0:
             return 0.0
-    return _exp_entropy(singular_values(features, center=True).square())
+        z = z / z.abs().amax(0)  # column by column, so that squares fit
+        z = z - z.mean(0)
+        z = z / z.std(0, correction=0)
+    else:
+        z, _ = unit_scale(z)
+        z = z - z.mean(0)
+    return _exp_entropy(torch.linalg.svdvals(z).square())
 
 
-def _unit_variance(features: Tensor) -> Tensor:
-    """Scale every column to unit variance and drop the constant ones: [N, D] -> [N, D'] float64."""
-    z = features.double()
-    std = z.std(0, correction=0)  # [D]
-    # A constant column has a standard deviation of rounding size, not 0. Dividing by it would count noise as
-    # a full feature.
-    alive = std > 1e-12 * z.abs().amax(0)  # [D]
-    return (z[:, alive] - z[:, alive].mean(0)) / std[alive]
+def _varying(features: Tensor) -> Tensor:
+    """Which columns vary by more than one rounding step of the dtype at their size: [N, D] -> [D] bool.
+
+    Dividing the others by their standard deviation would make full features of rounding.
+    """
+    info = torch.finfo(features.dtype)
+    size = features.double().abs().amax(0)  # [D]
+    step = info.eps * size.clamp(min=info.smallest_normal)  # smaller numbers lie no closer together
+    half = features.double() / 2
+    return 2 * (half.amax(0) - half.amin(0)) > step
 
 
 def _exp_entropy(spectrum: Tensor) -> float:

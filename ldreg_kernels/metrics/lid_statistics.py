@@ -1,11 +1,19 @@
 """Statistics of the local intrinsic dimensionality (LID) of a set of features.
 
-    arithmetic mean, variance, and geometric mean exp( (1/n) sum_i ln LID_i )
+    arithmetic mean, variance, harmonic mean, median, and geometric mean exp( (1/n) sum_i ln LID_i )
 
 The geometric mean is the one the LDReg paper reports: its logarithm is what the regulariser moves, because
-distances between LIDs are distances between logarithms there. Rows whose LID is not a positive finite number
-(k identical copies, say) are left out and counted: replacing them by 0 would drive the geometric mean to 0
-whatever the other rows do.
+distances between LIDs are distances between logarithms there. The harmonic mean averages the sums of logarithms that
+maximum-likelihood estimates are the inverse of (MacKay & Ghahramani 2005); the median does not mind a few wild rows.
+Rows whose LID is not a positive finite number are left out and counted: replacing them by 0 would drive the geometric
+and the harmonic mean to 0 whatever the other rows do.
+
+Duplicates. A row with copies keeps them as neighbours at distance 0. With k copies it has no LID (NaN). With fewer it
+has one by `mom` (0 at k - 1 copies), `mom_amsaleg` and `mle`, which shrinks with every copy; `hill` and `hill_unbiased`
+are 0 from the first copy on, `mada` once half of the k neighbours are copies. NaN and 0 are what is left out here.
+scikit-dimension gives the same values row by row for MOM and MLE, but aggregates all of them: one row with k copies
+makes `dimension_` NaN, one copy makes MLE's default (harmonic) 0. Its MADA passes over copies: distances of 0 count as
+the largest of the data.
 
 What this file does not do: estimate LIDs (`ldreg_kernels.lid`).
 """
@@ -30,6 +38,8 @@ class LIDStatistics:
         variance: unbiased variance of LID (0 for a single row).
         rows: how many rows the numbers stand on.
         dropped: how many rows were left out because their LID was not positive and finite.
+        harmonic_mean: 1 / mean(1 / LID).
+        median: the middle LID, or the mean of the two in the middle.
     """
 
     geometric_mean: float
@@ -37,11 +47,13 @@ class LIDStatistics:
     variance: float
     rows: int
     dropped: int
+    harmonic_mean: float
+    median: float
 
 
 @torch.no_grad()
 def summarise_lid(lids: Tensor) -> LIDStatistics:
-    """Arithmetic mean, variance and geometric mean of LIDs, unusable rows dropped and counted.
+    """Means, median and variance of LIDs, unusable rows dropped and counted.
 
     geometric mean = exp((1/n) sum_i ln LID_i)  (Huang et al. 2024, "LDReg", section 4: the Fréchet mean under
     the Fisher-Rao distance |ln LID_a - ln LID_b|).
@@ -67,7 +79,15 @@ def summarise_lid(lids: Tensor) -> LIDStatistics:
         variance=float(usable.var()) if rows > 1 else (0.0 if rows else nan),
         rows=rows,
         dropped=values.numel() - rows,
+        harmonic_mean=float(1 / (1 / usable).mean()) if rows else nan,
+        median=_median(usable) if rows else nan,
     )
+
+
+def _median(values: Tensor) -> float:
+    """By sorting: torch's own takes the lower of the two in the middle."""
+    ordered, n = values.sort().values, values.numel()
+    return float((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .notice import warn_once
+from .row_gradient import transformed
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
@@ -77,6 +78,7 @@ class Watch:
 
     def __init__(self, patience: int, says: str) -> None:
         self.patience, self.says = patience, says
+        self.over = False  # nothing more has to be counted
         self.looked = 0
         self.suspicious = 0
         self.pending: list[_Look] = []
@@ -84,11 +86,6 @@ class Watch:
     def __getstate__(self) -> dict[str, Any]:
         """For copies, and for who saves a module: counts on their way stay where they are."""
         return {**self.__dict__, "pending": []}
-
-    @property
-    def over(self) -> bool:
-        """Nothing more has to be counted."""
-        return self.looked >= self.LOOKS
 
     def add(self, copies: Tensor, rows: int) -> None:
         """Take the count of one call, [] on any device, without waiting for it."""
@@ -108,8 +105,9 @@ class Watch:
             copies, rows, _ = self.pending.pop(0)
             self.looked += 1
             self.suspicious = self.suspicious + 1 if 2 * int(copies) > rows else 0
+            self.over = self.looked >= self.LOOKS
             if self.suspicious >= self.patience:
-                self.looked = self.LOOKS
+                self.over = True
                 warn_once("copies", f"{int(copies)} of {rows} rows have a reference at distance 0. {self.says}")
 
 
@@ -127,13 +125,12 @@ def watch(x: Tensor, y: Tensor) -> Watch | None:
     """Who wants to know how many rows of x, none of which is left out of y, found a copy there; None if nobody does."""
     if torch.compiler.is_compiling():
         return None
-    kind = (*x.shape, y.shape[0])
-    found = _watches.get(kind)
+    found = _watches.get((*x.shape, y.shape[0]))
     if found is None:
         if len(_watches) >= _MOST_WATCHES:
             _watches.clear()
-        found = _watches[kind] = Watch(1, _REMEDY)
-    if found.over:
+        found = _watches[(*x.shape, y.shape[0])] = Watch(1, _REMEDY)
+    if found.over or transformed():  # where counts are not to be had
         return None
     found.look()
     return None if found.over else found

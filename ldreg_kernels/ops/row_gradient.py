@@ -67,10 +67,15 @@ def _scaled(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Te
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether a transform of torch.func or forward-mode differentiation is at work.
+
+    torch.compile takes a function apart that has a setup_context, and gets it wrong: around a transform it has to leave
+    the call as it is.
+    """
+    active = torch._C._are_functorch_transforms_active()
+    if active and torch.compiler.is_compiling():
+        torch._dynamo.graph_break()
+    return active or forward_ad._current_level >= 0
 
 
 def along_rows(scale: Tensor, grad: Tensor, tangent: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def features(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Tenso
     if y.dtype == x.dtype:
         return x, y
     if not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{other} must have the dtype of {name} ({x.dtype}) outside of autocast, got {y.dtype}")
+        raise TypeError(f"{other} must have the dtype of {name} ({x.dtype}), got {y.dtype}")
     wider = torch.promote_types(x.dtype, y.dtype)
     return x.to(wider), y.to(wider)
 
@@ -72,11 +72,15 @@ def _shape(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
-def described(value: Any) -> str:
-    """`value` in a message: its type and itself, but of a tensor, which may be large, the shape and dtype."""
+def shown(value: Any) -> str:
+    """`value` in a message; of a tensor, which may be large, its shape and dtype."""
     if isinstance(value, Tensor):
-        return f"{type(value).__name__} of shape {_shape(value)} and dtype {value.dtype}"
-    return f"{type(value).__name__} {value!r}"
+        return f"a {type(value).__name__} of shape {_shape(value)} and dtype {value.dtype}"
+    return repr(value)
+
+
+def _with_type(value: Any) -> str:
+    return shown(value) if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
 
 
 def integer(name: str, value: Any) -> int:
@@ -84,21 +88,21 @@ def integer(name: str, value: Any) -> int:
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]  # a SymInt under torch.compile
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {described(value)}")
+        raise TypeError(f"{name} must be an int, got {_with_type(value)}")
     return operator.index(value)  # a numpy integer
 
 
 def number(name: str, value: Any) -> float:
     """`value` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"{name} must be a finite number, got {described(value)}")
+        raise TypeError(f"{name} must be a finite number, got {_with_type(value)}")
     return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """`value` as a bool, which it has to be."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {described(value)}")
+        raise TypeError(f"{name} must be True or False, got {_with_type(value)}")
     return value
 
 
@@ -114,7 +118,7 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
     if y is None:
         if value is not None:
             raise ValueError(
-                f"self_index must be None when y is None (each row's own index is left out), got {described(value)}"
+                f"self_index must be None when y is None (each row's own index is left out), got {shown(value)}"
             )
         return 0, None
     if value is None:
@@ -196,8 +200,8 @@ def smallest_k(estimator: str) -> int:
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """`value` as one of the names in `allowed`."""
     allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
     return str(value)
 
 
@@ -209,7 +213,7 @@ def modes(estimator: Any, form: Any, reduction: Any, backend: Any, precision: An
     choice("reduction", reduction, contract.REDUCTIONS)
     if form == "l2" and reduction != "mean":
         raise ValueError(
-            f'reduction must be "mean" with form="l2" (the root of a mean over the batch), got {reduction!r}'
+            f'reduction must be "mean" with form="l2" (the root of a mean over the batch), got {shown(reduction)}'
         )
     choice("backend", backend, dispatch.NAMES)
     choice("precision", precision, contract.PRECISIONS)
@@ -220,7 +224,7 @@ def track(value: Any) -> contract.Track:
     try:
         entries = tuple((name, k) for name, k in value)
     except (TypeError, ValueError):
-        raise TypeError(f"track must be a sequence of (estimator, k) pairs, got {described(value)}") from None
+        raise TypeError(f"track must be a sequence of (estimator, k) pairs, got {shown(value)}") from None
     return tuple(
         (
             choice(f"track[{i}] estimator", name, contract.ESTIMATORS),
@@ -234,8 +238,8 @@ def target(form: str, value: Any) -> float | None:
     """`target` > 0 with form "target", and only there."""
     if form != "target":
         if value is not None:
-            raise ValueError(f'target is used by form="target" only, got target={value!r} with form={form!r}')
+            raise ValueError(f'target is used by form="target" only, got target={shown(value)} with form={form!r}')
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f'target must be a positive finite number with form="target", got {value!r}')
+        raise ValueError(f'target must be a positive finite number with form="target", got {shown(value)}')
     return float(value)

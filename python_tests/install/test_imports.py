@@ -5,10 +5,17 @@ Every case runs in a fresh interpreter, where the modules in question are made u
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
+
+import ldreg_kernels
+from ldreg_kernels.kernels import extension, native
 
 pytestmark = pytest.mark.alone
 
@@ -61,6 +68,59 @@ def test_a_backend_asked_for_by_name_says_why_it_is_missing() -> None:
         "except RuntimeError as error: print(ldk.backends()['cpu'] in str(error))"
     )
     assert run(program, hidden=COMPILED) == "True"
+
+
+PACKAGE = Path(ldreg_kernels.__file__).resolve().parent
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="the CPU extension is not built")
+@pytest.mark.parametrize("pythonpath", ["{built}", "../checkout::{built}"])
+def test_an_unbuilt_checkout_that_shadows_the_installed_package_is_named(tmp_path: Path, pythonpath: str) -> None:
+    """As the current folder, or as a relative or empty entry of PYTHONPATH. Nor does it take another copy's modules,
+    which the import hook of an editable installation would give it.
+    """
+    checkout = tmp_path / "checkout"
+    shutil.copytree(PACKAGE, checkout / "ldreg_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (checkout / "csrc").mkdir()
+    hook = (
+        "import sys, importlib.util as u\n"
+        "class Hook:\n"
+        "    def find_spec(name, *rest):\n"
+        f"        for file in {[str(path) for path in PACKAGE.glob('_*.so')]!r}:\n"
+        "            if name == 'ldreg_kernels.' + file.split('/')[-1].split('.')[0]:\n"
+        "                return u.spec_from_file_location(name, file)\n"
+        "sys.meta_path.insert(0, Hook)\n"
+    )
+    program = hook + "import ldreg_kernels as ldk; print(ldk.backends()['cpu'])"
+    options = {"cwd": checkout, "env": {**os.environ, "PYTHONPATH": pythonpath.format(built=PACKAGE.parent)}}
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, **options).stdout
+    assert said.startswith(f"_cpu is not in {checkout / 'ldreg_kernels'}, where this package was imported")
+    assert "a checkout, not built" in said
+    assert f"{PACKAGE} has it, but {checkout} comes first" in said
+    if pythonpath == "{built}":
+        doctor = subprocess.run(
+            [sys.executable, "-c", hook + "from ldreg_kernels import doctor; sys.exit(doctor.main())"],
+            capture_output=True,
+            text=True,
+            **options,
+        )
+        assert doctor.returncode == 1
+        assert f"in {checkout / 'ldreg_kernels'}\n" in doctor.stdout
+        assert said.strip() in doctor.stdout
+        assert "instruction set" not in doctor.stdout
+
+
+def test_why_an_installed_extension_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys, "path", ["/no/such/folder", *sys.path])
+    error = ImportError("cannot import name '_cpu'")
+    assert "was installed without (LDREG_BUILD_CPU=0); `pip install .` with a C++ compiler" in extension.why_missing(
+        "_cpu", error
+    )
+    (tmp_path / "_cpu.cpython-27-x.so").touch()
+    assert "there is _cpu.cpython-27-x.so, built for another Python" in extension.why_missing("_cpu", error)
+    (tmp_path / f"_cpu{EXTENSION_SUFFIXES[0]}").touch()
+    assert f"in {tmp_path} could not be loaded (cannot import" in extension.why_missing("_cpu", error)
 
 
 def test_importing_pulls_in_no_extra() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,9 +166,119 @@ def test_max_jobs(toolchain: ModuleType) -> None:
         toolchain.max_jobs({"MAX_JOBS": "0"})
 
 
-def test_a_missing_compiler_is_named(toolchain: ModuleType) -> None:
-    with pytest.raises(SystemExit, match=r"no C\+\+ compiler found \(tried no-such-compiler\)"):
-        toolchain.find_cxx({"CXX": "no-such-compiler"})
+def program(path: Path, text: str) -> Path:
+    """An executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("cxx", ["no-such-compiler", "/no/such/g++ -m64", "nice no-such-g++", "no-such-launcher c++"])
+def test_a_missing_compiler_is_named(toolchain: ModuleType, cxx: str) -> None:
+    name = next(word for word in cxx.split() if "no" in word)
+    with pytest.raises(SystemExit, match=re.escape(f"CXX={cxx!r}: there is no program {name!r}")):
+        toolchain.find_cxx({"CXX": cxx})
+
+
+@pytest.mark.parametrize("name", ["CXX", "CXXFLAGS", "LDFLAGS"])
+def test_an_open_quote_is_named(toolchain: ModuleType, name: str) -> None:
+    with pytest.raises(SystemExit, match=f"{name}=.*cannot be split into words: No closing quotation"):
+        toolchain.words({name: "'c++ -O1"}, name)
+
+
+def test_without_any_compiler_it_says_how_to_go_on(toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda env: (None, []))
+    with pytest.raises(SystemExit) as caught:
+        toolchain.find_cxx({})
+    for part in ("no C++ compiler was found (tried", "apt install g++", "LDREG_BUILD_CPU=0 installs", '"reference"'):
+        assert part in str(caught.value)
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda env: ("/usr/bin/nvcc", []))
+    with pytest.raises(SystemExit, match="LDREG_BUILD_CPU=0 LDREG_BUILD_CUDA=0 installs"):
+        toolchain.find_cxx({})
+
+
+def test_cpu_mode_is_0_or_1_and_nothing_guessed(toolchain: ModuleType) -> None:
+    assert [toolchain.cpu_mode({"LDREG_BUILD_CPU": value}) for value in ("", "1", " 0 ")] == ["1", "1", "0"]
+    with pytest.raises(SystemExit, match="LDREG_BUILD_CPU must be 0 or 1, got 'auto'"):
+        toolchain.cpu_mode({"LDREG_BUILD_CPU": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("g++", ([], "g++", [])),
+        ("g++ -m64 -pthread", ([], "g++", ["-m64", "-pthread"])),
+        ("ccache g++", (["ccache"], "g++", [])),
+        ("ccache distcc x86_64-linux-gnu-g++-12 -m64", (["ccache", "distcc"], "x86_64-linux-gnu-g++-12", ["-m64"])),
+        ("nice -n 10 clang++-14 -m64", (["nice", "-n", "10"], "clang++-14", ["-m64"])),
+        ("env CCACHE_DIR=/x ccache /usr/bin/c++", (["env", "CCACHE_DIR=/x", "ccache"], "/usr/bin/c++", [])),
+        ("g++ -DNAME=/usr/bin/g++", ([], "g++", ["-DNAME=/usr/bin/g++"])),
+        ("wrapper own-compiler -m64", (["wrapper"], "own-compiler", ["-m64"])),
+    ],
+)
+def test_launcher_compiler_and_flags_are_told_apart(
+    toolchain: ModuleType, command: str, parts: tuple[list[str], str, list[str]]
+) -> None:
+    assert toolchain.split_cxx(command.split()) == parts
+
+
+def test_what_stands_in_front_of_the_compiler_is_kept_for_it(toolchain: ModuleType, tmp_path: Path) -> None:
+    launcher = program(tmp_path / "ccache", f'echo "$1" >> {tmp_path}/log; exec "$@"')
+    assert toolchain.find_cxx({"CXX": f"{launcher} c++ -O1"}) == [str(launcher), "c++", "-O1"]
+    assert (tmp_path / "log").read_text() == "c++\n"
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_path_with_spaces(toolchain: ModuleType, tmp_path: Path, quoted: bool) -> None:
+    compiler = str(program(tmp_path / "my tools" / "g++", 'exec c++ "$@"'))
+    assert toolchain.find_cxx({"CXX": f"'{compiler}'" if quoted else compiler}) == [compiler]
+
+
+CXX_KINDS = (
+    "g++",
+    "ccache g++",
+    "g++ -m64",
+    "nice -n 1 g++ -m64",
+    "'{folder}/my tools/g++' -m64",
+    "wrapper g++ '-DA=1,2'",
+)
+
+
+@pytest.mark.parametrize("cxx", CXX_KINDS)
+def test_nvcc_gets_the_compiler_without_its_launcher(
+    toolchain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cxx: str
+) -> None:
+    """nvcc itself compiles and links with it, where there is one."""
+    for name in ("ccache", "wrapper"):
+        program(tmp_path / name, 'exec "$@"')
+    program(tmp_path / "my tools" / "g++", 'exec /usr/bin/env c++ "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(toolchain, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    env = {**os.environ, "CXX": cxx.format(folder=tmp_path)}
+    command = toolchain.find_cxx(env)
+    options = toolchain.nvcc_host(command, env, Path())
+    assert options[0] == "-ccbin"
+    assert options[1] == ("host-c++" if "my tools" in cxx else "g++")
+    flags = toolchain.split_cxx(command)[2]
+    assert options[2:] == [f"-Xcompiler={flag}".replace(",", "\\,") for flag in flags]
+    assert toolchain.nvcc_host(command, {**env, "NVCC_CCBIN": "clang++"}, Path()) == []
+    nvcc, _ = toolchain.find_nvcc(os.environ)
+    if nvcc is None:
+        return
+    (tmp_path / "empty.cpp").touch()  # no device code, which would take seconds
+    command = [nvcc, *options, "-shared", "-Xcompiler=-fPIC", "empty.cpp", "-o", "empty.so"]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+
+
+def test_nvcc_chooses_for_itself_where_nothing_is_asked(toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert toolchain.nvcc_host(["g++", "-pthread"], {}, Path()) == []
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if name == "g++" else f"/usr/bin/{name}")
+    assert toolchain.nvcc_host(["clang++"], {}, Path()) == ["-ccbin", "clang++"]
 
 
 def test_a_compiler_without_the_flags_is_shown_its_own_words(toolchain: ModuleType, tmp_path: Path) -> None:

@@ -1,9 +1,17 @@
-"""LDREG_AUTOTUNE: nothing is timed unprompted, the fastest is kept for problems alike, a broken file is an error."""
+"""LDREG_AUTOTUNE: nothing is timed unprompted, the fastest is kept for problems alike, a broken file is an error.
+
+A folder that cannot be written costs one warning and no call; writers at the same time lose nothing.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
-from dataclasses import replace
+import multiprocessing
+import os
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import cases
@@ -22,6 +30,8 @@ def tuning_file(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "tuning.json"
     monkeypatch.setenv("LDREG_TUNING_FILE", str(path))
     monkeypatch.delenv("LDREG_AUTOTUNE", raising=False)
+    monkeypatch.setattr(autotune, "_unwritten", {})
+    monkeypatch.setattr(autotune, "_warned", False)
     autotune._read.cache_clear()
     yield path
     autotune._read.cache_clear()
@@ -68,10 +78,16 @@ def test_the_shipped_choice_is_the_first_candidate(shape):
     assert len(set(found)) > 3
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"sm_90 float32 1 1 1 1": 3}'])
+BLOCKS = json.dumps({**asdict(tuning.Blocks("tiles")), "stages": "three"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b'{"sm_90 float32 1 1 1 1": 3}', b"\xff\xfe", b"[" * 100000, b'{"a": %s}' % BLOCKS.encode()],
+)
 def test_a_broken_file_is_named(tuning_file, content):
     tuning_file.parent.mkdir()
-    tuning_file.write_text(content)
+    tuning_file.write_bytes(content)
     with pytest.raises(ValueError, match=r"LDREG_TUNING_FILE .*tuning\.json is not a tuning file"):
         autotune.found(SHAPE)
 
@@ -84,6 +100,123 @@ def test_what_another_version_left_is_not_used(tuning_file):
     autotune._read.cache_clear()
     assert autotune.found(SHAPE) is None
     assert autotune.search(SHAPE, wide_is_fast) == best
+
+
+def test_what_another_version_left_stays(tuning_file):
+    tuning_file.parent.mkdir()
+    tuning_file.write_text('{"sm_90 float32 1 1 1 1": {"path": "of a later version"}}')
+    autotune.search(SHAPE, wide_is_fast)
+    assert set(json.loads(tuning_file.read_text())) == {"sm_90 float32 1 1 1 1", autotune.key(SHAPE)}
+
+
+# ---------------------------------------------------------------- a place that cannot be written, and many writers
+
+
+def a_file_in_place_of_the_folder(path, monkeypatch):
+    path.parent.write_text("")
+
+
+def a_folder_in_place_of_the_file(path, monkeypatch):
+    (path / "something").mkdir(parents=True)
+
+
+def no_room(path, monkeypatch):
+    def full(self, *args, **options):
+        with open(self, "w") as file:
+            file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+
+
+def no_permission(path, monkeypatch):  # also for root, to whom a mode means nothing
+    def refuse(file, *args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(autotune, "open", refuse, raising=False)
+
+
+def no_locks(path, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def no_home(path, monkeypatch):
+    monkeypatch.delenv("LDREG_TUNING_FILE")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+
+
+HINDRANCES = [
+    a_file_in_place_of_the_folder,
+    a_folder_in_place_of_the_file,
+    no_room,
+    no_permission,
+    no_locks,
+    no_home,
+]
+
+
+@pytest.mark.parametrize("hinder", HINDRANCES)
+def test_a_file_that_cannot_be_kept_costs_one_warning_and_no_call(tuning_file, monkeypatch, hinder):
+    hinder(tuning_file, monkeypatch)
+    other = replace(SHAPE, D=512)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert autotune.found(SHAPE) is None
+        best = autotune.search(SHAPE, wide_is_fast)
+        second = autotune.search(other, lambda blocks: float(blocks.stages))
+        assert autotune.found(SHAPE) == best  # in this process
+        assert autotune.found(other) == second
+    assert len(said) == 1, [str(one.message) for one in said]
+    assert (said[0].category, said[0].filename) == (RuntimeWarning, __file__)  # the line that called
+    assert "the tuning file cannot be" in str(said[0].message)
+    assert not list(tuning_file.parent.glob("*.partial")) if tuning_file.parent.is_dir() else True
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_costs_one_warning(tuning_file):
+    tuning_file.parent.mkdir(mode=0o500)
+    with pytest.warns(RuntimeWarning, match="cannot be written"):
+        best = autotune.search(SHAPE, wide_is_fast)
+    assert autotune.found(SHAPE) == best
+
+
+def _writer(barrier, number):
+    barrier.wait()
+    for size in range(10):
+        autotune._keep(replace(SHAPE, B=1 << number, D=1 << size), tuning.choose(SHAPE))
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_twelve_writers_at_once_lose_nothing(tuning_file):
+    context = multiprocessing.get_context("fork")  # they write JSON and nothing else, so no thread is missed
+    barrier = context.Barrier(12)
+    writers = [context.Process(target=_writer, args=(barrier, number)) for number in range(12)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 12
+    assert len(json.loads(tuning_file.read_text())) == 120
+    assert sorted(path.name for path in tuning_file.parent.iterdir()) == ["tuning.json", "tuning.json.lock"]
+
+
+def test_others_may_read_what_was_found(tuning_file):
+    before = os.umask(0o022)
+    try:
+        autotune.search(SHAPE, wide_is_fast)
+    finally:
+        os.umask(before)
+    assert tuning_file.stat().st_mode & 0o777 == 0o644  # as any file of this user
 
 
 def test_only_0_and_1_are_understood(monkeypatch):

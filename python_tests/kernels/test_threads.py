@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import simulator
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels import native
@@ -69,6 +71,33 @@ def test_no_workers_are_borrowed_where_the_maps_cannot_be_read(monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     monkeypatch.setattr(Path, "read_text", refuse)
     assert native._torch_workers() == 0
+
+
+LINE = "7f00-7f01 r-xp 00000000 08:01 42   "
+RUNTIMES = ["/opt/torch/lib/libgomp-1.so.1", "/usr/lib/libomp.so", "/lib/libiomp5.so (deleted)", "/a b/libgomp.so"]
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_any_bytes_may_stand_in_the_maps(data):
+    """Names that are no text, lines cut short, nothing at all: the runtimes are found among them, and nothing else."""
+    noise = st.binary(max_size=40).map(lambda text: text.replace(b"libgomp", b"").replace(b"mp", b""))
+    mapped = st.sampled_from([b"/lib", b"/x/lib\xff", b"[heap]", LINE.encode(), b"/usr/lib/\xc3("])
+    lines = data.draw(st.lists(st.tuples(noise, mapped, noise).map(b"".join)))
+    expected = data.draw(st.lists(st.sampled_from(RUNTIMES), unique=True))
+    lines += [(LINE + name).encode() for name in expected]
+    text = b"\n".join(data.draw(st.permutations(lines)))
+    assert native._openmp_runtimes(text) == sorted(map(Path, expected))
+
+
+@given(st.binary(max_size=60))
+def test_maps_that_name_no_usable_runtime_lend_no_workers(name):
+    line = LINE.encode() + b"/lib/libgomp" + name
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: line)
+        assert native._torch_workers() == 0
+        patched.setattr(Path, "read_bytes", lambda self: b"")
+        assert native._torch_workers() == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,3 +69,60 @@ def test_lies_between_one_and_the_number_of_directions(n: int, d: int, seed: int
 def test_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="variant must be one of cov, corr, gram, sv, got 'pca'"):
         effective_rank(torch.ones(2, 2), variant="pca")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- equal rows, and features of any size
+
+DTYPES = {  # with powers of ten that its numbers reach
+    torch.float64: (-300, 300),
+    torch.float32: (-40, 38),  # subnormal at the lower end
+    torch.bfloat16: (-38, 38),
+    torch.float16: (-4, 4),
+}
+VARIANTS = ("cov", "corr", "gram", "sv")
+
+
+@given(st.sampled_from(list(DTYPES)), st.integers(1, 40), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**31))
+@settings(max_examples=100)
+def test_equal_rows_have_rank_zero_or_one_at_every_size(
+    dtype: torch.dtype, n: int, d: int, where: float, seed: int
+) -> None:
+    low, high = DTYPES[dtype]
+    row = torch.rand(d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
+    z = (row * 10.0 ** (low + where * (high - low))).clamp(max=torch.finfo(dtype).max).to(dtype).repeat(n, 1)
+    assert effective_rank(z, variant="cov") == 0.0
+    assert effective_rank(z, variant="corr") == 0.0
+    assert effective_rank(z, variant="gram") == pytest.approx(1.0, abs=1e-9)  # one direction: the row's own
+    assert effective_rank(z, variant="sv") == pytest.approx(1.0, abs=1e-9)  # 1e-16 of N, D <= 40 singular values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_columns_constant_up_to_rounding_do_not_count_in_corr(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(1, 24, generator=generator, dtype=torch.float64).to(dtype).double()
+    step = torch.finfo(dtype).eps * torch.exp2(row.abs().log2().floor())  # to the next number of the dtype
+    flips = torch.randint(0, 2, (50, 24), generator=generator)
+    z = row + flips * step
+    assert torch.equal(z, z.to(dtype).double())
+    z[:, :3] += torch.randn(50, 3, generator=generator)
+    assert effective_rank(z.to(dtype), variant="corr") == pytest.approx(3.0, abs=0.5)  # chance correlation of 50 rows
+    assert effective_rank((row + 8 * flips * step).to(dtype), variant="corr") > 15
+
+
+@given(st.sampled_from(list(DTYPES)), st.floats(0, 1), st.integers(0, 2**31))
+@settings(max_examples=100)
+def test_is_the_same_at_every_size(dtype: torch.dtype, where: float, seed: int) -> None:
+    low, high = DTYPES[dtype]
+    z = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    z = (z + 3) * 10.0 ** (low + where * (high - low)) / z.add(3).abs().max()
+    z = z.to(dtype)
+    largest = z.double().abs().max().item()
+    plain = z.double() / largest  # the very same numbers, subnormal ones too, near 1
+    for variant in VARIANTS:
+        assert effective_rank(z, variant=variant) == pytest.approx(effective_rank(plain, variant=variant), rel=1e-9)
+
+
+def test_columns_of_very_different_size_count_alike_in_corr() -> None:
+    z = orthogonal_columns()[:, :3] * torch.tensor([1e-300, 1.0, 1e300], dtype=torch.float64)
+    assert effective_rank(z, variant="corr") == pytest.approx(3.0)
+    assert effective_rank(z, variant="cov") == pytest.approx(1.0)

@@ -16,6 +16,9 @@ def test_means_by_hand() -> None:
     assert stats.geometric_mean == pytest.approx(4.0)
     assert stats.arithmetic_mean == pytest.approx(7.0)
     assert stats.variance == pytest.approx(63.0)  # ((6^2 + 3^2 + 9^2) / 2)
+    assert stats.harmonic_mean == pytest.approx(3 / (1 + 1 / 4 + 1 / 16))
+    assert stats.median == 4.0
+    assert summarise_lid(torch.tensor([16.0, 1.0, 2.0, 4.0])).median == 3.0
     assert (stats.rows, stats.dropped) == (3, 0)
 
 
@@ -23,6 +26,8 @@ def test_unusable_rows_are_dropped_and_counted() -> None:
     lids = torch.tensor([2.0, math.nan, 8.0, math.inf, 0.0, -1.0])
     stats = summarise_lid(lids)
     assert stats.geometric_mean == pytest.approx(4.0)  # one zero among them would have made it 0
+    assert stats.harmonic_mean == pytest.approx(3.2)
+    assert stats.median == 5.0
     assert (stats.rows, stats.dropped) == (2, 4)
 
 
@@ -31,6 +36,8 @@ def test_nothing_usable_gives_nan_not_an_exception() -> None:
     assert math.isnan(stats.geometric_mean)
     assert math.isnan(stats.arithmetic_mean)
     assert math.isnan(stats.variance)
+    assert math.isnan(stats.harmonic_mean)
+    assert math.isnan(stats.median)
     assert (stats.rows, stats.dropped) == (0, 2)
 
 

@@ -59,3 +59,39 @@ def test_result_is_float64_and_detached() -> None:
 def test_bad_input_names_the_argument(features: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         singular_values(features)
+
+
+@pytest.mark.parametrize("scale", [1e-305, 1e-160, 1e-20, 1e20, 1e160, 1e305])
+@pytest.mark.parametrize("center", [False, True])
+def test_singular_values_at_any_size(scale: float, center: bool) -> None:
+    expected = torch.tensor([7.0, 2.0, 0.5], dtype=torch.float64)
+    found = singular_values(with_singular_values([7.0, 2.0, 0.5]) * scale, center=center)
+    torch.testing.assert_close(found[:3] / scale, expected)
+    assert (found[3:] <= 1e-14 * found[0]).all()
+
+
+def test_eigenvalues_wherever_float64_holds_them() -> None:
+    """A square: 4e152 and 4e-152 are, 1e400 is not."""
+    z = with_singular_values([2.0, 1.0])
+    for scale in (1e-150, 1e150):
+        expected = torch.tensor([4 / 12, 1 / 12], dtype=torch.float64)
+        torch.testing.assert_close(covariance_spectrum(z * scale)[:2] / scale / scale, expected)
+    largest = covariance_spectrum(z * 2e154)[0]  # its square is 1.6e309, a twelfth of that is a number
+    assert largest.item() == pytest.approx(1.3333333e308)
+    assert covariance_spectrum(z * 1e200)[0] == torch.inf
+    assert (covariance_spectrum(z * 1e-200) == 0).all()
+
+
+def test_the_whole_range_of_float64_is_centred() -> None:
+    """The difference of these two rows is no float64 number, half of it is."""
+    z = torch.tensor([[1.5e308, 0.0], [-1.5e308, 0.0]], dtype=torch.float64)
+    assert singular_values(z)[0] == torch.inf  # 2.1e308
+    found = singular_values(z / 4, center=True)
+    assert found[0].item() == pytest.approx(1.5e308 / 4 * 2**0.5)
+
+
+def test_equal_rows_have_no_spectrum_and_an_offset_costs_no_digits() -> None:
+    assert (covariance_spectrum(torch.full((7, 3), 0.1, dtype=torch.float64)) == 0).all()
+    z = with_singular_values([3.0, 1.0]).mul(2.0**30).round() / 2.0**30  # so that the offset can be added exactly
+    far = z + 2.0**22
+    torch.testing.assert_close(singular_values(far, center=True), singular_values(z, center=True), rtol=0, atol=1e-14)

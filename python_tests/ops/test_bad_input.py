@@ -49,7 +49,7 @@ K = [
     kind(EVERY, X, k=True, says="k must be an int, got bool True"),
     kind(EVERY, X, k=None, says="k must be an int, got NoneType None"),
     kind(EVERY, X, k="8", says="k must be an int, got str '8'"),
-    kind(EVERY, X, k=torch.tensor(8), says="k must be an int, got Tensor tensor(8)"),
+    kind(EVERY, X, k=torch.tensor(8), says="k must be an int, got a Tensor of shape () and dtype torch.int64"),
 ]
 FEATURES = [
     kind(EVERY, [[1.0, 2.0]], says="x must be a torch.Tensor, got list"),
@@ -122,7 +122,7 @@ TRACK = [
     kind(LOSS, X, track=5, says="track must be a sequence of (estimator, k) pairs, got 5"),
     value(LOSS, X, track=[("mle", 8), ("pca", 8)], says="track[1] estimator must be one of mom, ..., got 'pca'"),
     value(LOSS, X, track=[("mle", 999)], says="track[0] k must be in [2, 255] for 256 rows ..., got 999"),
-    value(LOSS, X, track=[("mle", 1)], says="track[0] k must be in [2, 255] for 256 rows ..., got 1"),
+    value(LOSS, X, track=[("mle", 1)], says="track[0] k must be at least 2, got 1"),
     kind(LOSS, X, track=[("mle", 8.5)], says="track[0] k must be an int, got float 8.5"),
 ]
 
@@ -152,8 +152,75 @@ def test_knn_requires_k():
         ldk.knn(X)
 
 
-def test_module_checks_when_it_runs():
+PARAMETER = torch.nn.Parameter(torch.zeros(300, 300))
+
+
+@pytest.mark.parametrize(
+    ("options", "exception", "message"),
+    [
+        ({"k": 1}, ValueError, r"^k must be at least 2, got 1$"),
+        ({"k": 2, "estimator": "hill_unbiased"}, ValueError, r"^k must be at least 3, got 2$"),
+        ({"k": 4.0}, TypeError, r"^k must be an int, got float 4\.0$"),
+        ({"form": "l3"}, ValueError, r"^form must be one of .*got 'l3'$"),
+        ({"form": "target"}, ValueError, r"^target must be a positive finite number .*got None$"),
+        ({"target": 8.0}, ValueError, r"^target is used by form=\"target\" only"),
+        ({"form": "l2", "reduction": "sum"}, ValueError, r"^reduction must be \"mean\" with form=\"l2\""),
+        ({"estimator": "twonn"}, ValueError, r"^estimator must be one of"),
+        ({"backend": "gpu"}, ValueError, r"^backend must be one of"),
+        ({"precision": "tf32"}, ValueError, r"^precision must be one of"),
+        ({"track": [("mle", 1)]}, ValueError, r"^track\[0\] k must be at least 2, got 1$"),
+        ({"track": ["mle"]}, TypeError, r"^track must be a sequence of \(estimator, k\) pairs"),
+        ({"weight": float("nan")}, TypeError, r"^weight must be a finite number, got float nan$"),
+        ({"clamp": 1}, TypeError, r"^clamp must be True or False, got int 1$"),
+        ({"gather": None}, TypeError, r"^gather must be True or False, got NoneType None$"),
+        # A tensor passed by mistake is not printed.
+        (
+            {"k": PARAMETER},
+            TypeError,
+            r"^k must be an int, got a Parameter of shape \(300, 300\) and dtype torch.float32$",
+        ),
+        (
+            {"form": PARAMETER},
+            ValueError,
+            r"^form must be one of .*got a Parameter of shape \(300, 300\) and dtype \S+$",
+        ),
+        ({"weight": PARAMETER}, TypeError, r"^weight must be a finite number, got a Parameter of shape \(300, 300\)"),
+        (
+            {"form": "target", "target": PARAMETER},
+            ValueError,
+            r"^target must be .*got a Parameter of shape \(300, 300\)",
+        ),
+    ],
+)
+def test_the_module_checks_when_it_is_made(options, exception, message):
+    with pytest.raises(exception, match=message):
+        ldk.LDRegLoss(**options)
+
+
+def test_the_module_names_its_own_arguments():
+    loss = ldk.LDRegLoss(k=4)
+    for arguments, exception, message in [
+        ((X[0],), ValueError, r"^features must be 2-D"),
+        ((X, Y[:, :5]), ValueError, r"^extra_references must have the same number of features as features \(8\)"),
+        ((X, Y.double()), TypeError, r"^extra_references must have the dtype of features \(torch.float32\), got"),
+        ((X.bfloat16(), Y), TypeError, r"^extra_references must have the dtype of features \(torch.bfloat16\), got"),
+        ((X, Y.to("meta")), ValueError, r"^extra_references must be on the device of features"),
+        ((X, [1.0]), TypeError, r"^extra_references must be a torch.Tensor, got list$"),
+    ]:
+        with pytest.raises(exception, match=message):
+            loss(*arguments)
     with pytest.raises(ValueError, match=r"^k must be in \[2, 255\]"):
-        ldk.LDRegLoss(k=300)(X)
-    with pytest.raises(ValueError, match=r"^form must be one of"):
-        ldk.LDRegLoss(k=4, form="l3")(X)
+        ldk.LDRegLoss(k=300, clamp=False)(X)
+
+
+def test_integers_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    assert torch.equal(ldk.lid(X, k=numpy.int64(8)), ldk.lid(X, k=8))
+    assert torch.equal(ldk.lid(Q, Y, k=8, self_index=numpy.int32(0)), ldk.lid(Q, Y, k=8, self_index=0))
+
+
+def test_tracing_is_refused():
+    """torch.jit.trace would record the neighbours of one batch, or fail without a word of why."""
+    for function in (lambda t: ldk.knn(t, k=4), lambda t: ldk.lid(t, k=4), lambda t: ldk.ldreg_loss(t, k=4)):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record these functions"):
+            torch.jit.trace(function, X)
