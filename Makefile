@@ -2,6 +2,7 @@
 # make test    the test suite                       make lint    ruff, mypy, import-linter
 # make build   recompile what changed in csrc/      make bench   time it against other libraries (3 minutes)
 # make clean   remove build outputs (not .venv)
+# make test-clients   only how LDRegLoss does in Lightning, accelerate and transformers' Trainer
 #
 # The first call makes $(VENV) and installs into it. A CPU-only Linux machine saves a 2 GB download with
 #   make demo TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
@@ -14,7 +15,7 @@ TORCH_OPTIONS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint build bench clean
+.PHONY: demo test test-clients lint build bench clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -23,6 +24,9 @@ demo: build
 test: build
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
+
+test-clients: build
+	$(BIN)/python -m pytest python_tests/clients
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
