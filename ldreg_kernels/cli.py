@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,21 +247,40 @@ def _errors_as_exit_codes() -> Iterator[None]:
     traceback.
     """
     try:
+        from .trainer.checkpoint import CheckpointError
         from .trainer.config import ConfigError
         from .trainer.engine import NonFiniteLossError
         from .trainer.regularisers import NoBackendError
-        from .trainer.run_folder import RunFolderError
+        from .trainer.run_folder import RunFolderError, RunFolderWarning
     except ImportError as error:  # the extra is missing, or half of it
         _say(error)
         raise typer.Exit(2) from None
     try:
-        yield
+        with _notes_in_one_line(RunFolderWarning):
+            yield
     except (ConfigError, NoBackendError, RunFolderError, FileNotFoundError) as error:
         _say(error)
         raise typer.Exit(2) from None
-    except (NonFiniteLossError, OSError) as error:  # diverged; unreadable images, a full disk
+    except (NonFiniteLossError, CheckpointError, OSError) as error:  # diverged; unreadable images, a full disk
         _say(error)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _notes_in_one_line(ours: type[Warning]) -> Iterator[None]:
+    """Warnings of our own are said as errors are, without the place in the source that they come from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        warnings.simplefilter("always", ours)
+
+        def show(message: Any, kind: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+            if issubclass(kind, ours):
+                errors.print(f"ldreg: {message}", style="yellow", markup=False, soft_wrap=True)
+            else:
+                others(message, kind, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _say(error: Exception) -> None:
