@@ -273,11 +273,11 @@ def _notes_in_one_line(ours: type[Warning]) -> Iterator[None]:
         others = warnings.showwarning
         warnings.simplefilter("always", ours)
 
-        def show(message: Any, kind: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-            if issubclass(kind, ours):
+        def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+            if issubclass(category, ours):
                 errors.print(f"ldreg: {message}", style="yellow", markup=False, soft_wrap=True)
             else:
-                others(message, kind, filename, lineno, file, line)
+                others(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
         yield
