@@ -44,8 +44,11 @@ def nearest(place: Place) -> str | None:
     beside = [name for name in settings_of(section) if name != leaf]
     if close := get_close_matches(str(leaf), beside, n=1):
         return ".".join([*_without_tags(section), close[0]])
-    here = ".".join([*_without_tags(section), str(leaf)])  # a setting of another method, perhaps
-    anywhere = {name.rpartition(".")[2]: name for name in reversed([*_dotted(TrainConfig)]) if name != here}
+    names, here = [*_dotted(TrainConfig)], ".".join(_without_tags(section))
+    if f"{here}.{leaf}" in names:
+        return None  # spelt right: a setting of another method or encoder
+    elsewhere = [name for name in reversed(names) if name.rpartition(".")[0] != here]
+    anywhere = {name.rpartition(".")[2]: name for name in elsewhere}
     close = get_close_matches(str(leaf), anywhere, n=1, cutoff=0.8)
     return anywhere[close[0]] if close else None
 
