@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_resumed_curves_in_tensorboard_do_not_stand_twice(tiny: TrainConfig, tmp
     for step in range(6):
         first.log({"kind": "step", "step": step, "epoch": 0, "loss": float(step)})
     first.finish({}, [])
+    time.sleep(1.1)  # TensorBoard sorts its files by the second they were begun in
     resumed, _ = RunFolder.open(tmp_path / "run")
     resumed.rewind(3)
     for step in range(3, 6):

@@ -49,7 +49,7 @@ def nearest(place: Place) -> str | None:
         return None  # spelt right: a setting of another method or encoder
     elsewhere = [name for name in reversed(names) if name.rpartition(".")[0] != here]
     anywhere = {name.rpartition(".")[2]: name for name in elsewhere}
-    close = get_close_matches(str(leaf), anywhere, n=1, cutoff=0.8)
+    close = get_close_matches(str(leaf), anywhere, n=1, cutoff=0.9)
     return anywhere[close[0]] if close else None
 
 
