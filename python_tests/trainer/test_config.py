@@ -88,8 +88,9 @@ def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
         ("c.yaml", "seed: 1\na: b: c", r"c.yaml: .*at line 2, column 5"),
         ("c.yaml", "seed: \x01", r"c.yaml: .*special characters are not allowed"),
         ("c.yaml", "epochs: !!python/object/apply:os.system [ls]", r"^epochs: "),
-        ("c.json", "{", r"c.json: .*line 1"),
-        ("c.toml", "epochs = x", r"c.toml: .*line 1"),
+        ("c.json", "{", r"c.json: .*line 1 column 2"),
+        ("c.json", '{"seed": 1,\n "epochs": }', r"c.json: .*line 2 column 12"),
+        ("c.toml", "epochs = x", r"c.toml: .*line 1, column 10"),
         ("c.json", "[1]", "expected an object of settings, got list"),
     ],
 )
@@ -97,6 +98,12 @@ def test_unreadable_files(tmp_path: Path, name: str, text: str, message: str) ->
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / name)
+
+
+def test_what_an_old_file_names_exists() -> None:
+    values = {"method": "byol", "encoder": {"name": "resnet50"}, "data": {"dataset": "cifar10"}, "device": "cuda"}
+    config = make_config(values)
+    assert (config.method.name, config.encoder.name, config.data.dataset) == ("byol", "resnet50", "cifar10")
 
 
 def test_missing_file(tmp_path: Path) -> None:

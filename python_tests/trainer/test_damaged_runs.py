@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ldreg_kernels import cli
@@ -82,8 +85,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert f"checkpoints/step-00000015/{name}: " in line
     assert line.endswith("step-00000010 is used")
     assert read_records(run / "metrics.jsonl") == read_records(finished / "metrics.jsonl")  # the last epoch, again
-    assert resume(run).exit_code == 0
-    assert said(resume(run)) == []  # what was damaged is written anew
+    anew = run / "checkpoints" / "step-00000015" / name
+    assert anew.stat().st_size == (finished / anew.relative_to(run)).stat().st_size
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
@@ -98,6 +101,15 @@ def test_no_whole_checkpoint_is_one_line_that_names_the_file(
     assert f"checkpoints/step-00000015/{name}: " in line
     assert "there is no other checkpoint" in line
     assert len(result.output.splitlines()) == 1
+
+
+def test_an_error_before_the_first_step_leaves_no_bar(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for checkpoint in (run / "checkpoints").iterdir():
+        emptied(checkpoint / "optimizer.bin")
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    monkeypatch.setattr(cli, "console", console)
+    assert resume(run).exit_code == 1
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).strip() == ""
 
 
 def test_a_configuration_of_another_width_names_the_weights(run: Path) -> None:
