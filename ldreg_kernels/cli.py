@@ -36,7 +36,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="Configuration, .json or .toml; left out: the defaults.")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(help="Configuration, .json, .toml or .yaml; left out: the defaults.")
+]
 Method = Annotated[str | None, typer.Option(help="simclr, byol or mae; short for --set method.name=.")]
 Preset = Annotated[str | None, typer.Option(help="A recipe under the configuration, such as simclr-tuned.")]
 Dataset = Annotated[

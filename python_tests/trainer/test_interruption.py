@@ -16,6 +16,8 @@ from torch import nn
 
 from ldreg_kernels.trainer import checkpoint
 from ldreg_kernels.trainer.checkpoint import CheckpointError, Progress, newest_first
+from ldreg_kernels.trainer.config import TrainConfig
+from ldreg_kernels.trainer.engine import _parts, prepare
 from ldreg_kernels.trainer.run_folder import RunFolderWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::ldreg_kernels.trainer.run_folder.RunFolderWarning")
@@ -188,6 +190,16 @@ def test_weights_of_another_width_are_named(run: SmallRun, tmp_path: Path) -> No
         shutil.copy(tmp_path / "other" / "step-00000010" / name, tmp_path / "step-00000010" / name)
         with pytest.raises(CheckpointError, match=rf"step-00000010/{name}: "):
             run.restore(tmp_path)
+
+
+def test_a_gradient_scaler_comes_back(tiny: TrainConfig, tmp_path: Path) -> None:
+    """fp16 alone has one, and needs a GPU: here it is put in by hand."""
+    run = prepare(tiny)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    checkpoint.save(run.accelerator, tmp_path, 5)
+    run.accelerator.scaler.load_state_dict(run.accelerator.scaler.state_dict() | {"scale": 2.0})
+    checkpoint.restore(tmp_path, _parts(run))
+    assert run.accelerator.scaler.state_dict()["scale"] == 8.0
 
 
 @pytest.mark.parametrize("files", [0, 1, 3])

@@ -219,7 +219,7 @@ def _parse_toml(text: str) -> Any:
 
 
 def _parse_yaml(text: str) -> Any:
-    import yaml  # accelerate needs it too
+    import yaml
 
     try:
         # Every scalar as it is written, then read as --set reads it: YAML's own rules make `precision: no` false and
