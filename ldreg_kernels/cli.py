@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="Configuration, .json or .toml; left out: the defaults.")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(help="Configuration, .json, .toml or .yaml; left out: the defaults.")
+]
 Method = Annotated[str | None, typer.Option(help="simclr, byol or mae; short for --set method.name=.")]
 Preset = Annotated[str | None, typer.Option(help="A recipe under the configuration, such as simclr-tuned.")]
 Dataset = Annotated[
@@ -246,21 +249,40 @@ def _errors_as_exit_codes() -> Iterator[None]:
     traceback.
     """
     try:
+        from .trainer.checkpoint import CheckpointError
         from .trainer.config import ConfigError
         from .trainer.engine import NonFiniteLossError
         from .trainer.regularisers import NoBackendError
-        from .trainer.run_folder import RunFolderError
+        from .trainer.run_folder import RunFolderError, RunFolderWarning
     except ImportError as error:  # the extra is missing, or half of it
         _say(error)
         raise typer.Exit(2) from None
     try:
-        yield
+        with _notes_in_one_line(RunFolderWarning):
+            yield
     except (ConfigError, NoBackendError, RunFolderError, FileNotFoundError) as error:
         _say(error)
         raise typer.Exit(2) from None
-    except (NonFiniteLossError, OSError) as error:  # diverged; unreadable images, a full disk
+    except (NonFiniteLossError, CheckpointError, OSError) as error:  # diverged; unreadable images, a full disk
         _say(error)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _notes_in_one_line(ours: type[Warning]) -> Iterator[None]:
+    """Warnings of our own are said as errors are, without the place in the source that they come from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        warnings.simplefilter("always", ours)
+
+        def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+            if issubclass(category, ours):
+                errors.print(f"ldreg: {message}", style="yellow", markup=False, soft_wrap=True)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _say(error: Exception) -> None:

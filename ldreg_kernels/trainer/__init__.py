@@ -19,6 +19,7 @@ _LIBRARIES = (
     "sklearn",
     "tensorboard",
     "transformers",
+    "yaml",
 )
 
 

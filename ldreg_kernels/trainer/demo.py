@@ -177,7 +177,10 @@ def run_demo(folder: Path, cases: Sequence[Case], *, watch: Callable[[str], Obse
 
     Raises:
         NoBackendError: no fused backend runs here.
+        RunFolderError: a folder that is in the way holds something that is not a run.
     """
+    for case in cases:  # now rather than after the first trainings
+        RunFolder.check(folder / case.name, overwrite=True)
     results, milliseconds = {}, {}
     for case in cases:
         run = RunFolder.create(folder / case.name, case.config, overwrite=True)

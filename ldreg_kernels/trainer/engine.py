@@ -235,13 +235,14 @@ def train(
         NonFiniteLossError: training diverged.
         ConfigError, NoBackendError: as `prepare`.
         FileNotFoundError: `resume` without a checkpoint.
+        CheckpointError: no checkpoint can be read, or one cannot be written.
     """
     run = prepared or prepare(config, regularisers)
     recorder = Recorder(folder)
     if resume:
         if folder is None:
             raise ValueError("resume needs a run folder")
-        checkpoint.restore(run.accelerator, folder.checkpoint)
+        checkpoint.restore(folder.checkpoints, _parts(run))
         recorder.steps, recorder.geometries = folder.rewind(run.progress.step)
 
     log = step_log(run, [recorder, *observers])
@@ -250,7 +251,7 @@ def train(
         if (epoch + 1) % config.evaluation.every_epochs == 0:
             recorder.add_geometry(run.progress.step, epoch, held_out_geometry(run))
         if folder is not None and _checkpoint_is_due(config, epoch):
-            checkpoint.save(run.accelerator, folder.checkpoint)
+            checkpoint.save(run.accelerator, folder.checkpoints, run.progress.step)
 
     if folder is not None:
         checkpoint.export_encoder(
@@ -276,6 +277,16 @@ def step_log(run: TrainingRun, observers: Sequence[Observer]) -> StepLog:
         The log.
     """
     return StepLog(run.config.log_every, len(run.loader), run.config.batch_size, observers)
+
+
+def _parts(run: TrainingRun) -> checkpoint.Parts:
+    parts: dict[str, Any] = {
+        checkpoint.WEIGHTS: run.bare_method.load_state_dict,
+        checkpoint.OPTIMISER: run.optimiser.load_state_dict,
+        checkpoint.PROGRESS: run.progress.load_state_dict,
+    }
+    scaler = run.accelerator.scaler
+    return parts if scaler is None else parts | {checkpoint.SCALER: scaler.load_state_dict}
 
 
 def _checkpoint_is_due(config: TrainConfig, epoch: int) -> bool:

@@ -4,7 +4,7 @@
     environment.json       versions, threads, device: what one needs to read a timing or a last digit
     metrics.jsonl          one JSON object per line: {"kind": "step", ...} and {"kind": "geometry", ...}
     summary.json           final numbers and the covariance spectrum
-    checkpoint/            accelerate's state after the last finished epoch
+    checkpoints/           accelerate's state after finished epochs, the newest two
     encoder.safetensors    the trained encoder
     plots/*.png            drawn from metrics.jsonl
     tensorboard/           the same curves for TensorBoard
@@ -19,8 +19,11 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -32,6 +35,10 @@ class RunFolderError(RuntimeError):
     """The folder cannot be used as asked: it is in use, or it holds no run."""
 
 
+class RunFolderWarning(UserWarning):
+    """Something in the folder was damaged, and the run goes on without it."""
+
+
 class RunFolder:
     """Paths of a run and the writing of its records.
 
@@ -41,7 +48,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoint"
+        self.checkpoints = path / "checkpoints"
         self.encoder = path / "encoder.safetensors"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -59,7 +66,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: it holds a run and `overwrite` is off, it holds something that is not a run, it is a file,
-                or it cannot be written.
+                or it cannot be written (which is tried, and undone).
         """
         require_writable(path)
         if path.exists() and any(path.iterdir()):
@@ -94,7 +101,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, TrainConfig]:
-        """Open an existing run folder.
+        """Open an existing run folder to go on with it.
 
         Args:
             path: where.
@@ -103,10 +110,11 @@ class RunFolder:
             The folder and the configuration it was made with.
 
         Raises:
-            RunFolderError: there is no run.
+            RunFolderError: there is no run, or it cannot be written.
         """
         if not (path / "config.json").exists():
             raise RunFolderError(f"--out: {path} holds no run (no config.json)")
+        require_writable(path)
         return cls(path), load_config(path / "config.json")
 
     def log(self, record: dict[str, Any]) -> None:
@@ -118,7 +126,7 @@ class RunFolder:
         # JSON has no NaN: a LID that does not exist (every row collapsed onto one point, say) is written as
         # null.
         plain = {name: _json_number(value) for name, value in record.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with _named(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
         for name, value in plain.items():
             if name not in {"kind", "step", "epoch"} and value is not None:
@@ -133,12 +141,15 @@ class RunFolder:
         Returns:
             The step records and the geometry records that stay.
         """
-        records = read_records(self.metrics)
         self._resumed_at = step
         # A step record carries its own index, a geometry record the number of steps before it.
-        kept = [r for r in records if r["step"] + (r["kind"] == "step") <= step]
-        self.metrics.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        return [r for r in kept if r["kind"] == "step"], [r for r in kept if r["kind"] == "geometry"]
+        kept = [r for r in read_records(self.metrics) if r["step"] + (r["kind"] == "step") <= step]
+        _replace(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+        steps = [r for r in kept if r["kind"] == "step"]
+        if len(steps) < step:
+            lost = f"{self.metrics}: only {len(steps)} of the {step} steps before the checkpoint are on record"
+            warnings.warn(lost, RunFolderWarning, stacklevel=2)
+        return steps, [r for r in kept if r["kind"] == "geometry"]
 
     def finish(self, numbers: Mapping[str, Any], spectrum: list[float]) -> None:
         """Write summary.json and close the TensorBoard file.
@@ -164,17 +175,33 @@ class RunFolder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl file.
+    """Records of a metrics.jsonl file. What a process left that ended while it wrote, half a line at the end, is left
+    out with a warning.
 
     Args:
         path: the file; a missing one has no records.
 
     Returns:
         One dict per line.
+
+    Raises:
+        RunFolderError: a line before the last is no record.
     """
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
+    records = []
+    for number, line in numbered:
+        try:
+            record = json.loads(line)
+        except ValueError:  # UnicodeDecodeError is one too
+            record = None
+        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+            records.append(record)
+        elif number == numbered[-1][0]:
+            warnings.warn(f"{path}: line {number} is torn and left out", RunFolderWarning, stacklevel=2)
+        else:
+            raise RunFolderError(f"{path}: line {number} is not a record, and others follow")
+    return records
 
 
 def require_writable(path: Path) -> None:
@@ -184,13 +211,41 @@ def require_writable(path: Path) -> None:
         path: the folder; it need not exist.
 
     Raises:
-        RunFolderError: it, or what is nearest above it, is a file or read-only.
+        RunFolderError: it cannot be made, or a file cannot be written into it.
     """
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise RunFolderError(f"--out: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunFolderError(f"--out: {nearest} cannot be written")
+    try:
+        missing = [place for place in (path, *path.absolute().parents) if not place.exists()]
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise RunFolderError(f"--out: {nearest} is a file, not a folder")
+        try:
+            # Tried, not asked: access() knows nothing of file systems such as /proc.
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        finally:
+            for place in missing:
+                with suppress(OSError):
+                    place.rmdir()
+    except OSError as error:
+        raise RunFolderError(f"--out: {path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of a write say which file it was: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is the old or the new one wherever the process ends."""
+    fresh = path.with_name(f"{path.name}.new")
+    with _named(path):
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
 
 
 def _json_number(value: Any) -> Any:
@@ -206,7 +261,7 @@ def write_json(path: Path, value: Any) -> None:
         value: anything JSON can hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -48,7 +48,7 @@ def tiny() -> TrainConfig:
     return tiny_config("simclr")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_of() -> Callable[..., TrainConfig]:
     """Any method, with changes."""
     return tiny_config

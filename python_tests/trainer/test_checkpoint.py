@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldreg_kernels.trainer.checkpoint import export_encoder, load_encoder
+from ldreg_kernels.trainer.checkpoint import export_encoder, load_encoder, newest_first
 from ldreg_kernels.trainer.config import TrainConfig
 from ldreg_kernels.trainer.engine import Observer, Window, prepare, train
 from ldreg_kernels.trainer.run_folder import RunFolder, read_records
@@ -51,20 +50,8 @@ def test_resumed_equals_uninterrupted(method: str, tiny_of: Callable[..., TrainC
     assert resumed.geometries == expected.geometries
     assert resumed.final == expected.final
     assert read_records(folder.metrics) == read_records(whole.metrics)
-    assert not list(folder.path.glob("checkpoint.*"))  # no half-written one is left behind
-
-
-@pytest.mark.parametrize("left", [(".old", ".new"), (".old",)])
-def test_a_swap_that_was_interrupted_leaves_a_checkpoint(
-    left: tuple[str, ...], config: TrainConfig, tmp_path: Path
-) -> None:
-    folder = RunFolder.create(tmp_path / "run", config)
-    train(config.derive({"epochs": 1}), folder)
-    for end in left:
-        shutil.copytree(folder.checkpoint, folder.checkpoint.with_name("checkpoint" + end))
-    shutil.rmtree(folder.checkpoint)
-    assert len(train(config.derive({"epochs": 2}), folder, resume=True).steps) == 10
-    assert [path.name for path in folder.path.glob("checkpoint*")] == ["checkpoint"]
+    assert [path.name for path in newest_first(folder.checkpoints)] == ["step-00000015", "step-00000010"]
+    assert len(list(folder.checkpoints.iterdir())) == 2  # no half-written one is left behind
 
 
 def test_nothing_to_resume(config: TrainConfig, tmp_path: Path) -> None:
@@ -78,7 +65,7 @@ def test_nothing_to_resume(config: TrainConfig, tmp_path: Path) -> None:
 def test_no_checkpoints_where_none_are_wanted(config: TrainConfig, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", config)
     train(config.derive({"checkpoint_every_epochs": 0, "epochs": 1}), folder)
-    assert not folder.checkpoint.exists()
+    assert not folder.checkpoints.exists()
     assert folder.encoder.exists()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -55,14 +57,20 @@ def test_train_then_refuse_then_resume(config_file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "regularisers.0.wieght=1"], "regularisers.0.wieght: no such setting"),
-        (["--set", "regulariser.weight=1"], "regulariser: no such setting any more, it is now regularisers"),
+        (["--set", "regularisers.0.wieght=1"], "got 1; the nearest is regularisers.0.weight"),
+        (["--set", "regularizers.0.wieght=1"], "got 1; the nearest is regularisers.0.weight"),
+        (["--set", "regulariser.wieght=1"], "no such setting any more, it is now regularisers.0.weight"),
+        (["--set", "regularizer.weight=1"], "no such setting any more, it is now regularisers.0.weight"),
         (["--set", "temperature=1"], "temperature: no such setting any more, it is now method.temperature"),
         (["--method", "simsiam"], "method.name: must be one of 'simclr', 'byol', 'mae'"),
         (["--preset", "simclr-tuend"], "preset: must be one of"),
         (["--preset", "simclr-tuned"], "root: must be given for the data set 'folder'"),
         (["--regularizer", "ldrag"], "regularisers.0.name"),
         (["--set", "data.test_fraction=0.01"], "evaluation.lid_k: must be at most"),
+        (["--set", "data.test_fraction=0.001"], "evaluation.lid_k: must be at most"),
+        (["--set", "data.test_fraction=0.0001"], "data.test_fraction: leaves"),
+        (["--set", "data.test_fraction=1e-300"], "data.test_fraction: leaves"),
+        (["--set", "data.test_fraction=0.9999999"], "data.test_fraction: leaves"),
         (["--method", "mae", "--set", "encoder.patch_size=8"], "method.mask_ratio: must leave some of 1 patches"),
         (["--set", "precision=fp16", "--set", "device=cpu"], "precision: fp16 needs a GPU"),
         (["--set", "seed=100000000000000000000"], "seed: "),
@@ -81,6 +89,49 @@ def test_wrong_requests_exit_with_2_and_one_line(arguments: list[str], message: 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian"], "train"),
+        (["verfy"], "verify"),
+        (["docter"], "doctor"),
+        (["train", "--methd", "byol"], "--method"),
+        (["train", "--regularizr", "none"], "--regularizer"),
+        (["train", "--overwite"], "--overwrite"),
+        (["verify", "--epoch", "3"], "--epochs"),
+        (["demo", "--outt", "x"], "--out"),
+        (["data", "fashion-mnits"], "fashion-mnist"),
+    ],
+)
+def test_a_misspelt_command_or_option_suggests_the_nearest(typed: list[str], meant: str) -> None:
+    result = runner.invoke(cli.app, typed)
+    assert result.exit_code == 2
+    assert re.search(rf"(?<![\w-]){meant}(?![\w-])", result.output.split("rror", 1)[-1])
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("data.dataset=cifar10", "data.root: no cifar10 in"),
+        ("data.dataset=cifar100", "data.root: no cifar100 in"),
+        ("device=cuda", "device: cuda was asked for, and torch finds no GPU"),
+        ("data.dataset=cifar", "data.dataset: Input should be 'digits', "),
+        ("encoder.name=resnet49", "encoder.name: must be one of"),
+        ("precision=fp8", "precision: Input should be 'no', 'bf16' or 'fp16'"),
+        ("method=bylo", "method.name: must be one of 'simclr', 'byol', 'mae'"),
+    ],
+)
+def test_what_exists_but_is_not_here_says_so(
+    override: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = runner.invoke(cli.app, ["train", "--set", override, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2, result.output
+    assert f"ldreg: {name}" in " ".join(result.output.split())
 
 
 def test_a_wrong_request_leaves_a_finished_run_alone(config_file: Path, tmp_path: Path) -> None:

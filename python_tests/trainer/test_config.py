@@ -21,8 +21,8 @@ from ldreg_kernels.trainer.config import (
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 3}, r"^epoch: no such setting, got 3$"),
-        ({"regularisers": [{"wieght": 0.1}]}, r"^regularisers.0.wieght: no such setting, got 0.1$"),
+        ({"epoch": 3}, r"^epoch: no such setting, got 3; the nearest is epochs$"),
+        ({"regularisers": [{"wieght": 0.1}]}, r"^regularisers.0.wieght: no such setting, got 0.1; .*0.weight$"),
         ({"regularisers": [{"name": "ldrag"}]}, r"^regularisers.0.name: .*'ldreg'.*got 'ldrag'"),
         ({"regularisers": [{"k": 1}]}, r"^regularisers.0.k: .*greater than or equal to 2, got 1"),
         ({"regularisers": [{"weight": "some"}]}, r"^regularisers.0.weight: must be a number, or a text such as"),
@@ -83,9 +83,14 @@ def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.yaml", "epochs: 7", "must be a .json or .toml file"),
-        ("c.json", "{", r"c.json: .*line 1"),
-        ("c.toml", "epochs = x", r"c.toml: .*line 1"),
+        ("c.ini", "epochs = 7", "must be a .json, .toml, .yaml, .yml file"),
+        ("c.yaml", "epochs: [", r"c.yaml: .*at line 1, column 10"),
+        ("c.yaml", "seed: 1\na: b: c", r"c.yaml: .*at line 2, column 5"),
+        ("c.yaml", "seed: \x01", r"c.yaml: .*special characters are not allowed"),
+        ("c.yaml", "epochs: !!python/object/apply:os.system [ls]", r"^epochs: "),
+        ("c.json", "{", r"c.json: .*line 1 column 2"),
+        ("c.json", '{"seed": 1,\n "epochs": }', r"c.json: .*line 2 column 12"),
+        ("c.toml", "epochs = x", r"c.toml: .*line 1, column 10"),
         ("c.json", "[1]", "expected an object of settings, got list"),
     ],
 )
@@ -93,6 +98,12 @@ def test_unreadable_files(tmp_path: Path, name: str, text: str, message: str) ->
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / name)
+
+
+def test_what_an_old_file_names_exists() -> None:
+    values = {"method": "byol", "encoder": {"name": "resnet50"}, "data": {"dataset": "cifar10"}, "device": "cuda"}
+    config = make_config(values)
+    assert (config.method.name, config.encoder.name, config.data.dataset) == ("byol", "resnet50", "cifar10")
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -180,8 +191,13 @@ def test_presets_have_the_published_constants() -> None:
     ("values", "message"),
     [
         ({"temperature": 0.5}, "temperature: no such setting any more, it is now method.temperature"),
-        ({"projector": {"hidden_dim": 8}}, "projector: no such setting any more, it is now method.projector"),
-        ({"regulariser": {"k": 8}}, "regulariser: no such setting any more, it is now regularisers, a list"),
+        (
+            {"projector": {"hidden_dim": 8}},
+            r"^projector.hidden_dim: no .* any more, it is now method.projector.hidden_dim",
+        ),
+        ({"regulariser": {"k": 8}}, r"^regulariser.k: no such setting any more, it is now regularisers.0.k$"),
+        ({"regularizer": {"wieght": 8}}, r"it is now regularisers.0.weight$"),
+        ({"regulariser": "ldreg"}, r"it is now regularisers.0$"),
         ({"augmentation": {"shear": 1}}, "shear is now augmentation.strokes.shear"),
     ],
 )
@@ -193,8 +209,88 @@ def test_old_names_say_the_new_ones(values: dict[str, Any], message: str) -> Non
 def test_old_names_in_overrides_too() -> None:
     with pytest.raises(ConfigError, match=r"it is now method.temperature"):
         make_config({}, {"temperature": 0.5})
-    with pytest.raises(ConfigError, match=r"regulariser: .*regularisers, a list"):
+    with pytest.raises(ConfigError, match=r"regulariser.weight: .*it is now regularisers.0.weight"):
         make_config({}, {"regulariser.weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("regularisers.0.wieght", "regularisers.0.weight"),
+        ("regularisers.0.estimater", "regularisers.0.estimator"),
+        ("optimiser.weight_decy", "optimiser.weight_decay"),
+        ("optimizer.warmup_epoch", "optimiser.warmup_epochs"),
+        ("method.temprature", "method.temperature"),
+        ("method.projector.hiden_dim", "method.projector.hidden_dim"),
+        ("encoder.widht", "encoder.width"),
+        ("data.synthetic.manifol", "data.synthetic.manifold"),
+        ("augmentation.strokes.sheer", "augmentation.strokes.shear"),
+        ("batchsize", "batch_size"),
+        ("lr", "optimiser.lr"),  # right, in the wrong place
+        ("weight", "regularisers.0.weight"),
+    ],
+)
+def test_a_misspelt_setting_names_the_nearest(name: str, suggested: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no such setting, got 1; the nearest is {suggested}$"):
+        make_config({}, {name: 1})
+
+
+def test_every_setting_with_two_letters_swapped_is_found_again() -> None:
+    def names(values: Any, prefix: str = "") -> list[str]:
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        return [
+            found
+            for name, value in pairs
+            for found in (names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"])
+        ]
+
+    for method in ("simclr", "byol", "mae"):
+        for name in names(make_config({"method": method}).model_dump(mode="json")):
+            section, _, leaf = name.rpartition(".")
+            misspelt = f"{section}.{leaf[0]}{leaf[2:3]}{leaf[1:2]}{leaf[3:]}".removeprefix(".")
+            if len(leaf) > 4 and misspelt != name:  # of lr and k little is left
+                with pytest.raises(ConfigError, match=rf"; the nearest is {name}$"):
+                    make_config({"method": method}, {misspelt: "x"})
+
+
+def test_suggestions_are_of_the_chosen_method_and_encoder() -> None:
+    with pytest.raises(ConfigError, match=r"method.temperature: no such setting, got 1; there are name, ema_momentum"):
+        make_config({"method": "byol"}, {"method.temperature": 1})
+    with pytest.raises(ConfigError, match=r"encoder.patchsize: no such setting, got 4; there are name, width$"):
+        make_config({"encoder": {"patchsize": 4}})
+    with pytest.raises(ConfigError, match=r"encoder.patchsize: no such setting, got 4; the nearest is encoder.patch_s"):
+        make_config({"encoder": {"name": "vit-tiny", "patchsize": 4}})
+    with pytest.raises(ConfigError, match=r"^data: is a section; its settings are dataset, root, .* got 'cifar10'$"):
+        make_config({}, {"data": "cifar10"})
+
+
+def test_the_american_spelling_is_taken() -> None:
+    ours = {"regularisers.0.weight": 0.5, "optimiser.lr": 0.1, "augmentation.normalise": "imagenet"}
+    theirs = {"regularizers.0.weight": 0.5, "optimizer.lr": 0.1, "augmentation.normalize": "imagenet"}
+    assert make_config({}, theirs) == make_config({}, ours)
+    mae = {"method": "mae", "encoder": {"initialization": "moco-v3"}, "regularizers": [{"k": 8}]}
+    config = make_config(mae)
+    assert (config.encoder.initialisation, config.regularisers[0].k) == ("moco-v3", 8)
+    with pytest.raises(ConfigError, match=r"optimiser: is given in both spellings"):
+        make_config({"optimizer": {"lr": 0.1}, "optimiser": {"name": "sgd"}})
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_yaml_means_what_it_says(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"c{suffix}"
+    path.write_text(
+        "epochs: 7\nprecision: no\nregularisers:\n  - weight: 1e-2\n    k: 8\n"
+        "augmentation: {crop_scale: [0.5, 1], blur: true}\ndata: {train_images: null}  # all\n"
+    )
+    values = {
+        "epochs": 7,
+        "precision": "no",
+        "regularisers": [{"weight": 0.01, "k": 8}],
+        "augmentation": {"crop_scale": [0.5, 1], "blur": True},
+    }
+    assert load_config(path) == make_config(values)
+    path.write_text("")
+    assert load_config(path) == TrainConfig()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from ldreg_kernels.trainer.config import ConfigError, TrainConfig
 from ldreg_kernels.trainer.demo import Case, demo_cases, demo_table, run_demo
+from ldreg_kernels.trainer.run_folder import RunFolderError
 
 NAMES = [
     *("simclr-none", "simclr-ldreg-naive", "simclr-ldreg", "simclr-minlid"),
@@ -44,6 +45,17 @@ def test_demo_writes_its_table_and_figures(tiny_of: Callable[..., TrainConfig], 
     assert demo.lowered == fell
     assert demo.agree
     assert any("did NOT lower" in sentence for sentence in demo.sentences()) == (not fell)
+
+
+def test_what_is_in_the_way_of_the_last_run_is_refused_before_the_first(
+    tiny_of: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    cases = [Case("simclr", name, tiny_of("simclr").with_regulariser(name)) for name in ("none", "ldreg")]
+    (tmp_path / "simclr-ldreg").mkdir()
+    (tmp_path / "simclr-ldreg" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"^--out: .*simclr-ldreg is not empty and is not a run folder"):
+        run_demo(tmp_path, cases)
+    assert [path.name for path in tmp_path.iterdir()] == ["simclr-ldreg"]
 
 
 def test_the_data_set_is_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

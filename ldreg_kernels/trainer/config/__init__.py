@@ -1,4 +1,4 @@
-"""The configuration of a training run: plain data, validated, read from JSON or TOML, printed back into the run folder.
+"""The configuration of a training run: plain data, validated, read from JSON, TOML or YAML, kept in the run folder.
 
 One file a section; `run.py` puts them together, `files.py` reads and merges, `presets/` holds recipes.
 """

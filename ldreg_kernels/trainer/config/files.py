@@ -1,6 +1,6 @@
 """Reading a configuration: a preset, a file and single settings, laid over each other and validated.
 
-    the method's defaults  <-  --preset NAME  <-  file (.json, .toml)  <-  --set section.field=value
+    the method's defaults  <-  --preset NAME  <-  file (.json, .toml, .yaml)  <-  --set section.field=value
 
 A preset is a TOML file beside this one. `presets/simclr.toml`, `byol.toml` and `mae.toml` hold what a method needs
 different from the defaults of the models; the others are recipes.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from .base import ConfigError
 from .methods import REFERENCES_PER_IMAGE
+from .nearest import UNIONS, nearest, settings_of
 from .optim import MEANT_FOR
-from .renamed import refuse_old_names
+from .renamed import british, refuse_old_names
 from .run import TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
-_UNIONS = ("method", "encoder")  # sections whose fields depend on their name
 
 
 def make_config(
@@ -43,11 +43,11 @@ def make_config(
     Raises:
         ConfigError: one line per wrong field.
     """
-    given = _over(read_preset(preset), values) if preset else copy.deepcopy(dict(values))
-    refuse_old_names(given, overrides or {})
-    overrides = {
-        ("method.name" if n == "method" and isinstance(v, str) else n): v for n, v in (overrides or {}).items()
-    }
+    given, overrides = british(values), british(overrides or {})
+    refuse_old_names(given, overrides)
+    if preset:
+        given = _over(read_preset(preset), given)
+    overrides = {("method.name" if n == "method" and isinstance(v, str) else n): v for n, v in overrides.items()}
     if isinstance(given.get("method"), str):
         given["method"] = {"name": given["method"]}
     if "method.name" in overrides:
@@ -69,10 +69,10 @@ def make_config(
 def load_config(
     path: Path | None, overrides: Mapping[str, Any] | None = None, *, preset: str | None = None
 ) -> TrainConfig:
-    """Read a JSON or TOML configuration file; fields it leaves out keep their defaults.
+    """Read a JSON, TOML or YAML configuration file; fields it leaves out keep their defaults.
 
     Args:
-        path: a `.json` or `.toml` file, or None for the defaults.
+        path: a `.json`, `.toml`, `.yaml` or `.yml` file, or None for the defaults.
         overrides: dotted fields laid over the file.
         preset: name of a preset under the file.
 
@@ -80,7 +80,7 @@ def load_config(
         The config.
 
     Raises:
-        ConfigError: the file is missing, is not JSON or TOML, or holds a wrong field; the message names it.
+        ConfigError: the file is missing, is not JSON, TOML or YAML, or holds a wrong field; the message names it.
     """
     return make_config(_read(path) if path else {}, overrides, preset=preset)
 
@@ -122,10 +122,14 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"an override must look like regularisers.0.weight=0.1, got {text!r}")
+    return name.strip(), _plain(value)
+
+
+def _plain(text: str) -> Any:
     try:
-        return name.strip(), json.loads(value)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return name.strip(), value.strip()
+        return text.strip()
 
 
 def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 def _same_kind(section: str, below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
     """Whether two settings of a section have the same fields: resnet18 and resnet50 do, vit-tiny has others."""
     name = below.get("name")
-    return section not in _UNIONS or _family(value.get("name", name)) == _family(name)
+    return section not in UNIONS or _family(value.get("name", name)) == _family(name)
 
 
 def _family(name: Any) -> str:
@@ -192,14 +196,13 @@ def _item(values: list[Any], index: str, dotted: str, where: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.suffix not in {".json", ".toml"}:
-        raise ConfigError(f"{path}: the configuration must be a .json or .toml file")
+    if path.suffix not in _PARSERS:
+        raise ConfigError(f"{path}: the configuration must be a {', '.join(_PARSERS)} file")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else _parse_toml(text)
+        values = _PARSERS[path.suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:  # both decoders' errors are ValueErrors, and both say line and column
+    except ValueError as error:  # the decoders' errors are ValueErrors, and all say line and column
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected an object of settings, got {type(values).__name__}")
@@ -215,20 +218,54 @@ def _parse_toml(text: str) -> Any:
     return tomllib.loads(text)
 
 
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        # Every scalar as it is written, then read as --set reads it: YAML's own rules make `precision: no` false and
+        # `weight: 1e-2` a text.
+        return _plain_scalars(yaml.load(text, Loader=yaml.BaseLoader) or {})
+    except yaml.MarkedYAMLError as error:
+        where = f" (at line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+        raise ValueError(f"{error.problem}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _plain_scalars(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _plain_scalars(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_plain_scalars(value) for value in values]
+    return _plain(values)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": json.loads,
+    ".toml": _parse_toml,
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+}
+
+
 def _one_line_per_field(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         # A member of a union adds its tag to the place: "method.simclr.temperature" is method.temperature.
         place = list(item["loc"])
-        if len(place) > 1 and place[0] in _UNIONS:
+        if len(place) > 1 and place[0] in UNIONS:
             del place[1]
         name = ".".join(str(part) for part in place)
         message = item["msg"].removeprefix("Value error, ")
+        hint = ""
         if item["type"] == "extra_forbidden":
-            message = "no such setting"
+            message, likely = "no such setting", nearest(item["loc"])
+            hint = f"; the nearest is {likely}" if likely else f"; there are {', '.join(settings_of(item['loc'][:-1]))}"
+        if item["type"] in ("model_type", "model_attributes_type"):
+            message = f"is a section; its settings are {', '.join(settings_of(item['loc']))}"
         if item["type"] == "union_tag_invalid":
             name, message = f"{name}.name", f"must be one of {item['ctx']['expected_tags']}"
             item["input"] = item["ctx"]["tag"]
         got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-        lines.append(f"{name}: {message}{got}" if name else f"{message}{got}")
+        lines.append(f"{name}: {message}{got}{hint}" if name else f"{message}{got}")
     return "\n".join(lines)
