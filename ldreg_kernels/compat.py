@@ -162,7 +162,8 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 def _estimate(ordered: Tensor, k: int, estimator: str) -> Tensor:
     """LID [B] of sorted distances [B, N], the nearest still among them."""
     if k >= 2 and estimator != "mom_eps":
-        lid, _ = torch_form.estimate(ordered[:, 1 : k + 1], estimator)  # NaN for the rows that the fused way has NaN for
+        # NaN for the rows that the fused way has NaN for.
+        lid, _ = torch_form.estimate(ordered[:, 1 : k + 1], estimator)
         return lid
     nearer, last = ordered[:, 1:k], ordered[:, k]  # empty for k of 0 and 1; counted from the end for k < 0
     if estimator == "mle":
