@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -37,9 +37,8 @@ class LDRegStats(LIDRows):
     degenerate: Tensor | None = None  # [] int64: rows left out of the loss
     k: int = 0  # neighbours the estimates are made of: fewer than asked for where `clamp` took what was there
     tracked_k: dict[tuple[str, int], int] = field(default_factory=dict)  # likewise, by what was asked for
-    by_nearest: Tensor | None = field(
-        default=None, repr=False
-    )  # [B] 0 where the nearest is at distance 0, but not the k-th
+    # [B] 0 where the nearest reference is at distance 0 and the k-th is not; None without references.
+    by_nearest: Tensor | None = field(default=None, repr=False)
 
     @property
     def copies(self) -> Tensor | None:
@@ -186,6 +185,24 @@ class _TransformedLDReg(torch.autograd.Function):
         return rows if ctx.by_row else rows.sum(), torch.zeros_like(coeff), None, None, None, None
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class _Options(TypedDict, total=False):
+        """Keyword arguments of `ldreg_loss` that do not decide what it returns."""
+
+        k: int
+        form: str
+        estimator: str
+        target: float | None
+        self_index: int | Tensor | str | None
+        track: Sequence[tuple[str, int]]
+        reduction: str
+        backend: str
+        precision: str
+        clamp: bool
+
+
 @remembered
 def _text(estimator: str, form: str, reduction: str, backend: str, precision: str, gradient: bool) -> str:
     """The call without tracked LIDs, its names checked."""
@@ -195,40 +212,20 @@ def _text(estimator: str, form: str, reduction: str, backend: str, precision: st
 
 @overload
 def ldreg_loss(
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    k: int = 64,
-    form: str = "l1",
-    estimator: str = "mom",
-    target: float | None = None,
-    self_index: int | Tensor | str | None = None,
-    track: Sequence[tuple[str, int]] = (),
-    reduction: str = "mean",
-    backend: str = "auto",
-    precision: str = "exact",
-    clamp: bool = False,
-    return_stats: Literal[False] = False,
+    x: Tensor, y: Tensor | None = None, *, return_stats: Literal[False] = False, **options: Unpack[_Options]
 ) -> Tensor: ...
 
 
 @overload
 def ldreg_loss(
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    k: int = 64,
-    form: str = "l1",
-    estimator: str = "mom",
-    target: float | None = None,
-    self_index: int | Tensor | str | None = None,
-    track: Sequence[tuple[str, int]] = (),
-    reduction: str = "mean",
-    backend: str = "auto",
-    precision: str = "exact",
-    clamp: bool = False,
-    return_stats: Literal[True],
+    x: Tensor, y: Tensor | None = None, *, return_stats: Literal[True], **options: Unpack[_Options]
 ) -> tuple[Tensor, LDRegStats]: ...
+
+
+@overload
+def ldreg_loss(
+    x: Tensor, y: Tensor | None = None, *, return_stats: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, LDRegStats]: ...
 
 
 def ldreg_loss(
@@ -295,7 +292,7 @@ def ldreg_loss(
     if k < smallest:
         value, stats = _too_few(x, k, reduction, sizes)
         return (value, stats) if return_stats else value
-    watch = None if transforms or y is None or leaves_self_out else own_rows.watch(x, y)
+    watch = None if y is None or leaves_self_out else own_rows.watch(x, y)
     with_stats = return_stats or watch is not None
     if with_stats and (sizes or y is not None):  # else nobody would see them
         pairs = _launched(sizes) + (() if y is None else (("hill", k),))  # 0 where a distance is 0

@@ -161,7 +161,7 @@ def lid(
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
     if y is not None and y.requires_grad:
         y = y.detach()
-    if y is not None and offset is None and own is None and not transformed():
+    if y is not None and offset is None and own is None:
         watch = own_rows.watch(x, y)
         if watch is not None:  # in the first calls
             watch.add((knn(x.detach(), y, k=1, backend=backend).distances == 0).sum(), x.shape[0])

@@ -97,7 +97,7 @@ class Watch:
         if _capturing(copies):
             return
         self.look()
-        if self.over or rows < 2:
+        if self.over or rows < 2 or len(self.pending) >= self.LOOKS:
             return
         arrived = None
         if copies.is_cuda:

@@ -5,7 +5,11 @@ momentum features; a short batch stopped the training.
 """
 
 import functools
+import inspect
+import sys
+import typing
 import warnings
+from pathlib import Path
 
 import cases
 import oracle
@@ -261,3 +265,23 @@ def test_compiled_with_statistics():
     for extra in (None, cases.features(40, 8, seed=1)):
         x = cases.features(60, 8).requires_grad_()
         assert torch.equal(compiled(x, extra), loss(x, extra))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads is of Python 3.11")
+def test_a_type_checker_sees_what_comes_back():
+    """A Tensor, or a pair with return_stats=True, not Any; `make lint` runs mypy on callers of both (benchmarks)."""
+    found = {
+        inspect.signature(overload).parameters["return_stats"].annotation: inspect.signature(overload).return_annotation
+        for overload in typing.get_overloads(ldk.ldreg_loss)
+    }
+    assert found == {
+        "Literal[False]": "Tensor",
+        "Literal[True]": "tuple[Tensor, LDRegStats]",
+        "bool": "Tensor | tuple[Tensor, LDRegStats]",
+    }
+    keywords = set(inspect.signature(ldk.ldreg_loss).parameters) - {"x", "y", "return_stats"}
+    source = Path(inspect.getfile(ldk.ldreg_loss)).read_text()
+    options = source.partition("class _Options(TypedDict")[2].partition("\n\n\n")[0]
+    assert keywords == {
+        line.split(":")[0].strip() for line in options.splitlines() if line.startswith("        ") and ":" in line
+    }
