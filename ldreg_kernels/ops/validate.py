@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import contract, dispatch
+from ..kernels.notice import warn_once
 from . import own_rows
 from .call import remembered
-from .notice import warn_once
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

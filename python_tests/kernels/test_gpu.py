@@ -15,8 +15,8 @@ import tolerances
 import torch
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import cuda_backend
-from ldreg_kernels.ops import notice, own_rows
+from ldreg_kernels.kernels import cuda_backend, notice
+from ldreg_kernels.ops import own_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import native
-from ldreg_kernels.ops import notice, own_rows
+from ldreg_kernels.kernels import native, notice
+from ldreg_kernels.ops import own_rows
 from ldreg_kernels.ops.call import Call
 from ldreg_kernels.ops.lid import lid_function
 

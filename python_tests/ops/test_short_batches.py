@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import reference
+from ldreg_kernels.kernels import notice, reference
 from ldreg_kernels.kernels.contract import ESTIMATORS, FORMS
-from ldreg_kernels.ops import notice, validate
+from ldreg_kernels.ops import validate
 
 
 @pytest.fixture(autouse=True)
