@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import check_like, check_rows
+from .checks import check_like, check_rows, working_dtype
 from .cosine import unit_rows
 
 
@@ -30,10 +30,11 @@ def byol_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         z2: of the second views, [N, D].
 
     Returns:
-        A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64.
+        A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64; under autocast,
+        several dtypes (a momentum network outside of it) in the widest.
 
     Raises:
-        TypeError: an input is not a floating point tensor, or its dtype is not that of `p1`.
+        TypeError: an input is not a floating point tensor, or its dtype is not that of `p1` outside of autocast.
         ValueError: an input does not have the shape of `p1`, or that is not [N, D] with N >= 1.
     """
     check_rows("p1", p1)
@@ -42,7 +43,7 @@ def byol_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     for name, rows in (("p2", p2), ("z1", z1), ("z2", z2)):
         check_rows(name, rows)
         check_like(name, rows, "p1", p1)
-    dtype = torch.promote_types(p1.dtype, torch.float32)
+    dtype = working_dtype("p1", p1, p2=p2, z1=z1, z2=z2)
     with torch.autocast(p1.device.type, enabled=False):
         predictions = unit_rows(torch.cat([p1, p2]).to(dtype))  # [2N, D]
         targets = unit_rows(torch.cat([z2, z1]).detach().to(dtype))  # [2N, D] the other view's

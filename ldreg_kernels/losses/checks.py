@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -23,8 +24,21 @@ def check_rows(name: str, tensor: Tensor) -> None:
 
 
 def check_like(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
-    """The shape and dtype of another argument, or ValueError or TypeError."""
+    """The shape of another argument, or ValueError."""
     if tensor.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {like}, {list(other.shape)}, got {list(tensor.shape)}")
-    if tensor.dtype != other.dtype:
-        raise TypeError(f"{name} must have the dtype of {like}, {other.dtype}, got {tensor.dtype}")
+
+
+def working_dtype(like: str, other: Tensor, **tensors: Tensor | None) -> torch.dtype:
+    """The dtype to compute in: that of all arguments, or float32 if that is wider.
+
+    Under autocast, which hands out several, the widest of theirs; otherwise one of another dtype is a TypeError.
+    """
+    widest = torch.promote_types(other.dtype, torch.float32)
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.dtype == other.dtype:
+            continue
+        if not torch.is_autocast_enabled(other.device.type):
+            raise TypeError(f"{name} must have the dtype of {like}, {other.dtype}, got {tensor.dtype}")
+        widest = torch.promote_types(widest, tensor.dtype)
+    return widest

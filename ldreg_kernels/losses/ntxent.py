@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.gather import gather_rows, several_processes
-from .checks import check_like, check_rows
+from .checks import check_like, check_rows, working_dtype
 from .cosine import unit_rows
 
 
@@ -59,17 +59,19 @@ def nt_xent_loss(
         z1: projector outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
         z2: projector outputs of the second views, [N, D]; row i shows the same image as row i of `z1`.
         temperature: t > 0, no unit. 0.1 for ImageNet with a ResNet-50, 0.5 for CIFAR-10, in the paper.
-        negatives: a memory bank [K, D], K >= 1, of z1's dtype, not necessarily normalised; detach it if it is constant.
+        negatives: a memory bank [K, D], K >= 1, not necessarily normalised; detach it if it is constant.
             Under `group` it is this rank's own: no other rank sees it, and ranks may hold different ones.
         group: the process group whose rows are gathered. None gathers nothing, whatever is initialised.
         equal_rows: every rank of `group` holds equally many rows, which then is not asked for; asking makes a GPU's
             host wait for the device.
 
     Returns:
-        A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64.
+        A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64; under autocast,
+        several dtypes (a memory bank in float32) in the widest.
 
     Raises:
-        TypeError: an input is not a floating point tensor, or dtypes differ.
+        TypeError: an input is not a floating point tensor, dtypes differ outside of autocast, or `temperature` is no
+            number: a tensor that is learned is not supported.
         ValueError: shapes differ or are not [N, D], no negatives exist (N < 2 over all ranks and no memory bank), N < 1
             beside a memory bank, `temperature` is not positive, this process is not a member of `group`, or its ranks
             disagree in D or dtype.
@@ -78,7 +80,7 @@ def nt_xent_loss(
     several = group is not None and several_processes(group)
     # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
     # and autocast must not take the matmul back down.
-    dtype = torch.promote_types(z1.dtype, torch.float32)
+    dtype = working_dtype("z1", z1, z2=z2, negatives=negatives)
     with torch.autocast(z1.device.type, enabled=False):
         z = unit_rows(torch.cat([z1, z2]).to(dtype))  # [2N, D]
         # Rank after rank, view 1 on view 2 of each: a row's other view is in its own rank's block.
@@ -172,7 +174,5 @@ def _check(z1: Tensor, z2: Tensor, temperature: float, negatives: Tensor | None)
         raise ValueError(
             f"negatives must have shape [K, {z1.shape[1]}] with K >= 1, the D of z1, got {list(negatives.shape)}"
         )
-    if negatives.dtype != z1.dtype:
-        raise TypeError(f"negatives must have the dtype of z1, {z1.dtype}, got {negatives.dtype}")
     if negatives.device != z1.device:
         raise ValueError(f"negatives must be on the device of z1, {z1.device}, got {negatives.device}")

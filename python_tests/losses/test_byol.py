@@ -127,6 +127,23 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, autocast: boo
     assert loss.item() == pytest.approx(loop_byol(*rows)[0], rel=1e-6)  # of the same, rounded inputs
 
 
+def test_autocast_takes_the_widest_dtype() -> None:
+    """float32 projections of a momentum network beside bf16 predictions; outside of autocast they stay an error."""
+    rows = outputs(8, 16, torch.float32)
+    rows = [*(p.bfloat16().requires_grad_() for p in rows[:2]), *rows[2:]]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = byol_loss(*rows)
+    value, by_p1, by_p2 = loop_byol(*rows)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    loss.backward()
+    for p, expected in zip(rows[:2], (by_p1, by_p2), strict=True):
+        assert p.grad.dtype == torch.bfloat16
+        assert float((p.grad - expected).norm() / expected.norm()) < torch.finfo(torch.bfloat16).eps
+    with pytest.raises(TypeError, match=r"z1 must have the dtype of p1, torch.bfloat16, got torch.float32"):
+        byol_loss(*rows)
+
+
 def test_module_is_the_function() -> None:
     rows = outputs(5, 4)
     assert torch.equal(BYOLLoss()(*rows), byol_loss(*rows))

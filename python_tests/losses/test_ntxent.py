@@ -244,6 +244,29 @@ def test_memory_bank_in_half_precision_and_under_autocast() -> None:
     assert loss.item() == pytest.approx(loop_nt_xent(z1, z2, 0.1, bank), rel=1e-6)
 
 
+HALF, SINGLE = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize("dtypes", [(HALF, HALF, SINGLE), (SINGLE, HALF, HALF), (HALF, SINGLE, torch.float16)], ids=str)
+def test_autocast_takes_the_widest_dtype(dtypes: tuple[torch.dtype, ...]) -> None:
+    """A bank that was kept in float32 beside what autocast hands out; outside of autocast it stays an error."""
+    rows = [z.to(dtype) for z, dtype in zip((*views(4, 8), views(6, 8, seed=1)[0]), dtypes, strict=True)]
+    first, second, bank = (z.requires_grad_() for z in rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent_loss(first, second, negatives=bank)
+    wide = [z.detach().float().requires_grad_() for z in rows]
+    expected = nt_xent_loss(wide[0], wide[1], negatives=wide[2])
+    assert torch.equal(loss, expected)
+    for z, gradient, theirs in zip(
+        rows, torch.autograd.grad(loss, rows), torch.autograd.grad(expected, wide), strict=True
+    ):
+        assert torch.equal(gradient, theirs.to(z.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nt_xent_loss(first, second.double()).dtype == torch.float64
+    with pytest.raises(TypeError, match="must have the dtype of z1"):
+        nt_xent_loss(first, second, negatives=bank)
+
+
 @pytest.mark.parametrize("n", range(2, 20))
 def test_views_may_change_places(n: int) -> None:
     for d in (1, 32):
