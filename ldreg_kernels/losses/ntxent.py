@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
 from .checks import check_like, check_rows, working_dtype
 from .cosine import unit_rows
@@ -77,6 +78,7 @@ def nt_xent_loss(
             disagree in D or dtype.
     """
     _check(z1, z2, temperature, negatives)
+    validate.flag("equal_rows", equal_rows)
     several = group is not None and several_processes(group)
     # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
     # and autocast must not take the matmul back down.
@@ -110,7 +112,8 @@ class NTXentLoss(nn.Module):
         equal_rows: every rank holds equally many rows (a sampler that pads or drops the rest sees to that).
 
     Raises:
-        TypeError: `group` is no process group.
+        TypeError: `temperature` is no number (a tensor that is learned is not supported), a flag no bool, or `group` no
+            process group.
         ValueError: `temperature` is not positive and finite, this process is not a member of `group`, or `group` comes
             with gather=False.
     """
@@ -125,14 +128,14 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_temperature(temperature)
+        self.gather = validate.flag("gather", gather)
+        self.equal_rows = validate.flag("equal_rows", equal_rows)
         if group is not None:
             several_processes(group)  # says what is wrong with it
             if not gather:
                 raise ValueError("group is used by gather=True only, got a group with gather=False")
         self.temperature = temperature
-        self.gather = gather
         self.group = group
-        self.equal_rows = equal_rows
 
     def forward(self, z1: Tensor, z2: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of two batches of projector outputs; see `nt_xent_loss`.
@@ -158,6 +161,8 @@ class NTXentLoss(nn.Module):
 
 
 def _check_temperature(temperature: float) -> None:
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number, not one that is learned, got {validate.shown(temperature)}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 

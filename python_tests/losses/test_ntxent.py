@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 
 import processes
 import pytest
@@ -130,9 +131,29 @@ def test_bad_input_names_the_argument(
         nt_xent_loss(z1, z2, temperature=temperature)
 
 
-def test_bad_temperature_is_refused_when_the_module_is_built() -> None:
-    with pytest.raises(ValueError, match="temperature"):
-        NTXentLoss(temperature=-1.0)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"temperature": -1.0}, ValueError, "temperature must be positive and finite, got -1.0"),
+        ({"temperature": True}, TypeError, "temperature must be a number, not one that is learned, got True"),
+        ({"temperature": "0.1"}, TypeError, "temperature must be a number, not one that is learned, got '0.1'"),
+        (
+            {"temperature": nn.Parameter(torch.tensor(0.1))},
+            TypeError,
+            "temperature must be a number, not one that is learned, got a Parameter of shape () and dtype "
+            "torch.float32",
+        ),
+        ({"gather": "no"}, TypeError, "gather must be True or False, got str 'no'"),
+        ({"equal_rows": 1}, TypeError, "equal_rows must be True or False, got int 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_refused_when_the_module_is_built_or_called(options, error, message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        NTXentLoss(**options)
+    if "gather" not in options:  # the function has a group instead
+        with pytest.raises(error, match=f"^{re.escape(message)}$"):
+            nt_xent_loss(torch.ones(3, 2), torch.ones(3, 2), **options)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e20, 1e30])
