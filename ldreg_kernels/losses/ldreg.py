@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
 from ..ops.ldreg import LDRegStats, ldreg_loss
 from ..ops.own_rows import Watch
+from .gathering import GatheringLoss
 
 _REMEDY = (
     "LDRegLoss puts the features among their references by itself, those of other processes included (gather=False "
@@ -24,7 +25,7 @@ _REMEDY = (
 )
 
 
-class LDRegLoss(nn.Module):
+class LDRegLoss(GatheringLoss):
     """weight * R for a batch of features (Huang et al., "LDReg", ICLR 2024); add it to the SSL loss.
 
     Each row is compared with all others of the batch. In a job of several processes (a default process group is
@@ -55,7 +56,8 @@ class LDRegLoss(nn.Module):
             error.
         gather: search among the rows of all processes, if there are several. forward is then a collective call: every
             process of the group has to make it.
-        group: the process group to gather over; None takes the default one.
+        group: the process group to gather over; None takes the default one. Copies have the same group; with one the
+            loss cannot be pickled.
         equal_rows: every rank holds equally many rows, always; then they do not tell each other, for which a GPU's host
             has to wait. Where it is not so, the result is undefined.
 
@@ -84,7 +86,7 @@ class LDRegLoss(nn.Module):
         group: dist.ProcessGroup | None = None,
         equal_rows: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(gather, group, equal_rows)
         validate.modes(estimator, form, reduction, backend, precision)
         self.k = validate.at_least("k", k, validate.smallest_k(estimator))
         self.form = form
@@ -96,9 +98,6 @@ class LDRegLoss(nn.Module):
         self.backend = backend
         self.precision = precision
         self.clamp = validate.flag("clamp", clamp)
-        self.gather = validate.flag("gather", gather)
-        self.group = group
-        self.equal_rows = validate.flag("equal_rows", equal_rows)
         self.stats: LDRegStats | None = None
         # A momentum encoder is a copy of the encoder until its first updates: that is no mistake.
         self._watch = Watch(3, _REMEDY)

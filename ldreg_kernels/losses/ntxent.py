@@ -17,13 +17,14 @@ import math
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
 from .checks import check_like, check_rows, working_dtype
 from .cosine import unit_rows
+from .gathering import GatheringLoss
 
 
 def nt_xent_loss(
@@ -101,14 +102,15 @@ def nt_xent_loss(
         return total * ((dist.get_world_size(group) if several else 1) / batch.shape[0])
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(GatheringLoss):
     """`nt_xent_loss` with its settings kept: L = (1/2N) sum_i l_i (SimCLR, equation 1).
 
     Args:
         temperature: t > 0, no unit.
         gather: take the rows of all processes as candidates where several run. The function does so only if it is given
             a group.
-        group: whose rows; None takes the default process group, if one is initialised when the loss is called.
+        group: whose rows; None takes the default process group, if one is initialised when the loss is called. Copies
+            have the same group; with one the loss cannot be pickled.
         equal_rows: every rank holds equally many rows (a sampler that pads or drops the rest sees to that).
 
     Raises:
@@ -126,16 +128,9 @@ class NTXentLoss(nn.Module):
         group: dist.ProcessGroup | None = None,
         equal_rows: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(gather, group, equal_rows)
         _check_temperature(temperature)
-        self.gather = validate.flag("gather", gather)
-        self.equal_rows = validate.flag("equal_rows", equal_rows)
-        if group is not None:
-            several_processes(group)  # says what is wrong with it
-            if not gather:
-                raise ValueError("group is used by gather=True only, got a group with gather=False")
         self.temperature = temperature
-        self.group = group
 
     def forward(self, z1: Tensor, z2: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of two batches of projector outputs; see `nt_xent_loss`.
