@@ -107,8 +107,9 @@ class NTXentLoss(GatheringLoss):
 
     Args:
         temperature: t > 0, no unit.
-        gather: take the rows of all processes as candidates where several run. The function does so only if it is given
-            a group.
+        gather: where several processes run, take the rows of all as candidates; forward is then a collective call,
+            which every process of the group has to make. If you gather rows yourself, pass gather=False, or they are
+            there twice. The function gathers only if it is given a group.
         group: whose rows; None takes the default process group, if one is initialised when the loss is called. Copies
             have the same group; with one the loss cannot be pickled.
         equal_rows: every rank holds equally many rows (a sampler that pads or drops the rest sees to that).
