@@ -2,7 +2,8 @@
 
 `run` calls one function in every process and returns what each rank returned. Starting a process takes seconds
 (importing torch), so tests with many small checks hand them all to one start: `run_checks`, whose `Checks` says of each
-what went wrong on which rank.
+what went wrong on which rank. `tests_of` makes a test of each check; `once` sees to it that pytest's workers, which
+share them out, do not all start the processes.
 
 The functions are found again by file and name, so they live at the top level of a test module; in them the process
 group is initialised, and `dist.get_rank()` says who one is. Arguments and results travel by pickle.
@@ -10,6 +11,7 @@ group is initialised, and `dist.get_rank()` says who one is. Arguments and resul
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import inspect
 import os
@@ -23,6 +25,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A collective that another rank never joins ends with an error, well before `run` loses its patience.
@@ -86,6 +90,32 @@ def run_checks(checks: Sequence[Callable[[], None]], world: int, limit: float = 
         return Checks(run(_each, world, files.pop(), names, limit=limit))
     except AssertionError as crash:  # told by every check, rather than raised here and tried again for each
         return Checks([dict.fromkeys(names, str(crash))])
+
+
+def once(checks: Sequence[Callable[[], None]], world: int, tmp_path_factory: pytest.TempPathFactory) -> Checks:
+    """`run_checks` by the worker of pytest that asks first; the others wait for it and read what came out."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers of this test run
+    name = os.path.relpath(inspect.getfile(checks[0]), ROOT).replace(os.sep, "-")
+    with Path(folder, f"{name}.outcome").open("a+b") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        kept.seek(0)
+        if found := kept.read():
+            return pickle.loads(found)
+        outcome = run_checks(checks, world)
+        kept.write(pickle.dumps(outcome))
+    return outcome
+
+
+def tests_of(checks: Sequence[Callable[[], None]], world: int) -> Callable[..., None]:
+    """A test of each check, by its name: `test_in_three_processes = tests_of(CHECKS, 3)`."""
+
+    @pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
+    def test(check: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> None:
+        once(checks, world, tmp_path_factory).assert_passed(check)
+
+    return test
 
 
 def _each(file: str, names: list[str]) -> dict[str, str]:

@@ -133,9 +133,9 @@ CHECKS = {
 
 
 @pytest.fixture(scope="module")
-def outcome() -> processes.Checks:
+def outcome(tmp_path_factory) -> processes.Checks:
     present = [check for name, check in CHECKS.items() if name not in runs.CLIENTS or importlib.util.find_spec(name)]
-    return processes.run_checks(present, WORLD)
+    return processes.once(present, WORLD, tmp_path_factory)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ The kinds behind it: the published idiom `LDRegLoss(h, gather(h))` counted own r
 momentum features; a short batch stopped the training.
 """
 
-import functools
 import inspect
 import sys
 import typing
@@ -170,14 +169,7 @@ CHECKS = [
 ]
 
 
-@functools.lru_cache(maxsize=1)
-def outcome() -> processes.Checks:
-    return processes.run_checks(CHECKS, WORLD)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_three_processes(check) -> None:
-    outcome().assert_passed(check)
+test_in_three_processes = processes.tests_of(CHECKS, WORLD)
 
 
 # ------------------------------------------------------------------------------------------------- in one

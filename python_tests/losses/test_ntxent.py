@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 
@@ -491,11 +490,4 @@ CHECKS = [
 ]
 
 
-@functools.lru_cache(maxsize=1)
-def outcome() -> processes.Checks:
-    return processes.run_checks(CHECKS, 2)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_two_processes(check) -> None:
-    outcome().assert_passed(check)
+test_in_two_processes = processes.tests_of(CHECKS, 2)

@@ -5,7 +5,6 @@ Every function of `CHECKS` runs in each of three gloo processes, all in one star
 
 from __future__ import annotations
 
-import functools
 import re
 
 import processes
@@ -236,14 +235,7 @@ CHECKS = [
 ]
 
 
-@functools.lru_cache(maxsize=1)
-def outcome() -> processes.Checks:
-    return processes.run_checks(CHECKS, WORLD)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_in_three_processes(check) -> None:
-    outcome().assert_passed(check)
+test_in_three_processes = processes.tests_of(CHECKS, WORLD)
 
 
 def test_without_processes_nothing_is_done() -> None:
