@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from .notice import warn_once
 from .tuning import Blocks, Shape, choose, choose_path, power_of_two, sizes
 
 _kept = 0  # how many searches of this process are through
 _unwritten: dict[tuple[str | None, str], Blocks] = {}  # by LDREG_TUNING_FILE and key: found here, and not in the file
-_warned = False
 _FIELDS = {field.name for field in fields(Blocks)}
 
 
@@ -103,7 +100,7 @@ def found(shape: Shape) -> Blocks | None:
     try:
         return _read(path).get(key(shape)) or here
     except OSError as error:
-        _warn_once(f"the tuning file cannot be read ({error}); only what this process finds is used")
+        warn_once("tuning file", f"the tuning file cannot be read ({error}); only what this process finds is used")
         return here
 
 
@@ -147,9 +144,10 @@ def _keep(shape: Shape, blocks: Blocks) -> None:
         _add(tuning_file(), key(shape), asdict(blocks))
     except OSError as error:
         _unwritten[os.environ.get("LDREG_TUNING_FILE"), key(shape)] = blocks
-        _warn_once(
+        warn_once(
+            "tuning file",
             f"the tuning file cannot be written ({error}); what LDREG_AUTOTUNE found serves this process only. "
-            "LDREG_TUNING_FILE names another place"
+            "LDREG_TUNING_FILE names another place",
         )
     finally:
         _read.cache_clear()
@@ -178,16 +176,3 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _warn_once(message: str) -> None:
-    """One warning in a process, at the line that called this package."""
-    global _warned
-    if _warned:
-        return
-    _warned = True
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ldreg_kernels", "torch"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"ldreg_kernels: {message}", RuntimeWarning, stacklevel=level)

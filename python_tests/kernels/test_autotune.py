@@ -18,7 +18,7 @@ import cases
 import pytest
 import torch
 
-from ldreg_kernels.kernels import autotune, triton_backend, tuning
+from ldreg_kernels.kernels import autotune, notice, triton_backend, tuning
 from ldreg_kernels.kernels.contract import Problem
 
 SHAPE = tuning.Shape(4000, 4000, 2048, 64, "float32", 90)
@@ -31,7 +31,7 @@ def tuning_file(tmp_path, monkeypatch):
     monkeypatch.setenv("LDREG_TUNING_FILE", str(path))
     monkeypatch.delenv("LDREG_AUTOTUNE", raising=False)
     monkeypatch.setattr(autotune, "_unwritten", {})
-    monkeypatch.setattr(autotune, "_warned", False)
+    monkeypatch.setattr(notice, "_said", set())
     autotune._read.cache_clear()
     yield path
     autotune._read.cache_clear()
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_kept_costs_one_warning_and_no_call(tuning_file, m
         assert autotune.found(SHAPE) == best  # in this process
         assert autotune.found(other) == second
     assert len(said) == 1, [str(one.message) for one in said]
-    assert (said[0].category, said[0].filename) == (RuntimeWarning, __file__)  # the line that called
+    assert (said[0].category, said[0].filename) == (UserWarning, __file__)  # the line that called
     assert "the tuning file cannot be" in str(said[0].message)
     assert not list(tuning_file.parent.glob("*.partial")) if tuning_file.parent.is_dir() else True
 
@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_kept_costs_one_warning_and_no_call(tuning_file, m
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_costs_one_warning(tuning_file):
     tuning_file.parent.mkdir(mode=0o500)
-    with pytest.warns(RuntimeWarning, match="cannot be written"):
+    with pytest.warns(UserWarning, match="cannot be written"):
         best = autotune.search(SHAPE, wide_is_fast)
     assert autotune.found(SHAPE) == best
 
