@@ -76,5 +76,9 @@ Track = tuple[tuple[str, int], ...]
 
 
 def unit_columns(t: Tensor) -> Tensor:
-    """`t`, copied only if its columns are not contiguous; rows may be strided, or repeated with stride 0."""
+    """`t`, copied only if its columns are not contiguous (or it is a view that negates, as of a conjugate's imaginary
+    part); rows may be strided, or repeated with stride 0.
+    """
+    if t.is_neg():
+        t = t.resolve_neg()
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()

@@ -16,12 +16,13 @@ from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
 from ..ops.ldreg import LDRegStats, ldreg_loss
 from ..ops.own_rows import Watch
+from ..ops.row_gradient import transformed
 from .gathering import GatheringLoss
 
 _REMEDY = (
     "LDRegLoss puts the features among their references by itself, those of other processes included (gather=False "
-    "turns that off): extra_references must not hold them again, or each row has a copy of itself as its nearest "
-    "neighbour, and LID and gradient are wrong."
+    "turns that off): {what} must not hold them again, or each row has a copy of itself as its nearest neighbour, and "
+    "LID and gradient are wrong."
 )
 
 
@@ -31,7 +32,8 @@ class LDRegLoss(GatheringLoss):
     Each row is compared with all others of the batch. In a job of several processes (a default process group is
     initialised) the batch is that of all of them: features are gathered, as constants; own rows are left out by index.
     The value on each rank is W (sum over its rows) / (usable rows of all W ranks), so that the mean over ranks, which
-    DDP takes of gradients, is R of the whole batch, also where ranks hold unequal numbers of rows.
+    DDP takes of gradients, is R of the whole batch, also where ranks hold unequal numbers of rows. With reduction "sum"
+    or "none" it is of this rank's rows, as it is.
 
     Gradient accumulation is something else: 4 x 32 rows are four small neighbourhoods, not one of 128. LID depends on
     how many rows there are to choose from, so R and its gradient differ, for every k. For the gradient of 128 rows,
@@ -52,8 +54,8 @@ class LDRegLoss(GatheringLoss):
         estimator: mom, mom_amsaleg, mle, hill, hill_unbiased or mada.
         target, track, reduction, backend, precision: as in `ldreg_loss`.
         clamp: take the neighbours that are there where a batch has fewer than k for a row: the last batch of an epoch
-            does not stop a training. It is warned of once, and `stats.k` says how many were used. False makes it an
-            error.
+            does not stop a training. It is warned of once (not from inside of torch.compile, where with tracked LIDs
+            every such size is a graph of its own), and `stats.k` says how many were used. False makes it an error.
         gather: search among the rows of all processes, if there are several. forward is then a collective call: every
             process of the group has to make it.
         group: the process group to gather over; None takes the default one. Copies have the same group; with one the
@@ -63,7 +65,7 @@ class LDRegLoss(GatheringLoss):
 
     Attributes:
         stats: LDRegStats of the last forward (None before the first): the LIDs of this process's rows, the tracked
-            LIDs, the degenerate count, the k used.
+            LIDs, the degenerate count, the k used. None after a call under a torch.func transform.
 
     Raises:
         ValueError, TypeError: a bad argument, by name.
@@ -99,8 +101,10 @@ class LDRegLoss(GatheringLoss):
         self.precision = precision
         self.clamp = validate.flag("clamp", clamp)
         self.stats: LDRegStats | None = None
-        # A momentum encoder is a copy of the encoder until its first updates: that is no mistake.
-        self._watch = Watch(3, _REMEDY)
+        self._watch = Watch(1, _REMEDY.format(what="what is passed as features"))
+        # A momentum encoder is a copy of the encoder until its first update: that is no mistake.
+        maybe = " If they are of a momentum encoder that has not moved yet, all is well."
+        self._watch_extra = Watch(2, _REMEDY.format(what="extra_references") + maybe)
 
     def forward(self, features: Tensor, extra_references: Tensor | None = None) -> Tensor:
         """weight * R of `features` [B, D] among themselves, those of other processes, and `extra_references` [M, D].
@@ -119,7 +123,7 @@ class LDRegLoss(GatheringLoss):
         features, extra_references = validate.features(features, extra_references, ("features", "extra_references"))
         everywhere = self.gather and several_processes(self.group)
         references, self_index = self._references(features, extra_references, everywhere)
-        value, self.stats = ldreg_loss(
+        value, stats = ldreg_loss(
             features,
             references,
             k=self.k,
@@ -134,9 +138,13 @@ class LDRegLoss(GatheringLoss):
             clamp=self.clamp,
             return_stats=True,
         )
-        self._look(extra_references)
+        self.stats = None if transformed() else stats  # else of wrappers that end with the transform
+        if references is not None and not torch.compiler.is_compiling():
+            watch = self._watch if extra_references is None else self._watch_extra
+            if watch.due(features) and stats.copies is not None:
+                watch.add(stats.copies, features.shape[0])
         if everywhere and self.reduction == "mean":
-            value = self._over_ranks(value, self.stats)
+            value = self._over_ranks(value, stats)
         return self.weight * value
 
     def _references(
@@ -153,14 +161,10 @@ class LDRegLoss(GatheringLoss):
             return None, None
         if len(parts) == 1:
             return parts[0], offset
+        if not validate.autocasts(features.device.type):
+            return torch.cat(parts), offset
         with torch.autocast(features.device.type, enabled=False):  # a CPU's concatenates no float16
             return torch.cat(parts), offset
-
-    def _look(self, extra_references: Tensor | None) -> None:
-        if extra_references is None or self._watch.over or torch.compiler.is_compiling():
-            return
-        if self.stats is not None and (copies := self.stats.copies) is not None:
-            self._watch.add(copies, self.stats.lid.shape[0])
 
     def _over_ranks(self, value: Tensor, stats: LDRegStats) -> Tensor:
         """The mean over this rank's usable rows as its share, times W, of the mean over all ranks' rows."""
@@ -171,8 +175,8 @@ class LDRegLoss(GatheringLoss):
             return value * (usable * dist.get_world_size(self.group) / total)
         # A root of a mean: the squares are added over ranks before it is taken. It has no derivative at 0: 0 there.
         squares = gather_rows((usable * value.square()).view(1, 1), self.group, equal_rows=True).rows.sum() / total
-        positive = squares.detach() > 0
-        return -torch.where(positive, squares, torch.ones_like(squares)).sqrt() * positive
+        zero = squares.detach() == 0
+        return -torch.where(zero, 1.0, squares).sqrt() * ~zero
 
     def extra_repr(self) -> str:
         """The settings that differ between runs."""

@@ -43,7 +43,7 @@ class LDRegStats(LIDRows):
     @property
     def copies(self) -> Tensor | None:
         """[] int64: rows with a reference at distance 0 (and one that is not), where references were passed."""
-        return None if self.by_nearest is None else (self.by_nearest == 0).sum()
+        return None if self.by_nearest is None else own_rows.copies(self.by_nearest)
 
     def __getitem__(self, tracked: tuple[str, int]) -> LIDRows:
         return LIDRows(self.tracked[tracked])
@@ -120,7 +120,7 @@ _value_op = register(f"ldreg_value({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _
 
 def _backward(ctx: Any, coeff: Tensor, grad: Tensor, grad_value: Tensor) -> Tensor:
     by_row = grad_value.unsqueeze(1) if grad_value.dim() else grad_value  # reduction "none"
-    return scale_rows(coeff * by_row, grad, ctx.dtype, coeff, ctx.backend)
+    return scale_rows(coeff * by_row, grad, ctx.dtype, ctx.backend)
 
 
 class _LDReg(torch.autograd.Function):
@@ -179,7 +179,7 @@ class _TransformedLDReg(torch.autograd.Function):
         return found, *[None] * ctx.rest
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         coeff, grad = ctx.saved_tensors
         rows = along_rows(coeff, grad, tangent)
         return rows if ctx.by_row else rows.sum(), torch.zeros_like(coeff), None, None, None, None
@@ -295,7 +295,7 @@ def ldreg_loss(
     watch = None if y is None or leaves_self_out else own_rows.watch(x, y)
     with_stats = return_stats or watch is not None
     if with_stats and (sizes or y is not None):  # else nobody would see them
-        pairs = _launched(sizes) + (() if y is None else (("hill", k),))  # 0 where a distance is 0
+        pairs = _launched(sizes) + (() if y is None else own_rows.counting(k))
         text = text_of(Call(estimator, form, reduction, pairs, gradient, backend=backend, precision=precision))
     references = y.detach() if y is not None and y.requires_grad else y
     if transforms:
@@ -308,7 +308,7 @@ def ldreg_loss(
     lid, degenerate, tracked = found[2:5]
     by_nearest = None if y is None else tracked[-1]
     if watch is not None:
-        watch.add((tracked[-1] == 0).sum(), x.shape[0])
+        watch.add(own_rows.copies(tracked[-1]), x.shape[0])
     if not return_stats:
         return value
     rows = dict(zip(_launched(sizes), tracked.unbind(0), strict=False))

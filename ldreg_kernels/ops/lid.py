@@ -15,61 +15,63 @@ from torch import Tensor
 from ..kernels import dispatch
 from . import own_rows, validate
 from .call import Call, parse, text_of
-from .knn import knn, make_problem, result_dtype
+from .knn import make_problem, result_dtype
 from .registry import register
 from .row_gradient import along_rows, refuse_twice, scale_rows, transformed
 
 
 def _lid(
     x: Tensor, y: Tensor | None, self_map: Tensor | None, self_offset: int | None, k: int, call: str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if x.shape[0] == 0:
         return _lid_fake(x, y, self_map, self_offset, k, call)
     asked = parse(call)
     problem = make_problem(x, y, k, self_map, self_offset, asked.precision, asked.drop_smallest)
     module = dispatch.resolve(asked.backend, x.device, k=k, columns=x.shape[1])
-    result = module.lid(problem, asked.estimator, (), asked.gradient)
-    return result.lid, result.grad
+    result = module.lid(problem, asked.estimator, asked.track, asked.gradient)
+    return result.lid, result.grad, result.tracked
 
 
 def _lid_fake(
     x: Tensor, y: Tensor | None, self_map: Tensor | None, self_offset: int | None, k: int, call: str
-) -> tuple[Tensor, Tensor]:
-    rows, dtype = x.shape[0], result_dtype(x)
-    grad = x.new_empty(rows if parse(call).gradient else 0, x.shape[1], dtype=dtype)
-    return x.new_empty(rows, dtype=dtype), grad
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, dtype, asked = x.shape[0], result_dtype(x), parse(call)
+    grad = x.new_empty(rows if asked.gradient else 0, x.shape[1], dtype=dtype)
+    return x.new_empty(rows, dtype=dtype), grad, x.new_empty(len(asked.track), rows, dtype=dtype)
 
 
 _lid_op = register(
-    "lid(Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, str call) -> (Tensor, Tensor)",
+    "lid(Tensor x, Tensor? y, Tensor? self_map, int? self_offset, int k, str call) -> (Tensor, Tensor, Tensor)",
     _lid,
     _lid_fake,
 )
 
 
-def _backward(ctx: Any, lid: Tensor, grad: Tensor, grad_lid: Tensor, output: Tensor) -> Tensor:
+def _backward(ctx: Any, lid: Tensor, grad: Tensor, grad_lid: Tensor) -> Tensor:
     # The unit gradient of a row with LID 0 or NaN is 0 (degenerate) or NaN (touched by one): let it through as it
     # is, whatever comes in (1/0 from a logarithm would make NaN of 0).
     scale = torch.where(lid > 0, lid * grad_lid, 1.0)
-    return scale_rows(scale.unsqueeze(1), grad, ctx.dtype, output, ctx.backend)
+    return scale_rows(scale.unsqueeze(1), grad, ctx.dtype, ctx.backend)
 
 
 class _Lid(torch.autograd.Function):
     """Forward launches; backward scales the rows of the gradient that forward left behind."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...]) -> Tensor:  # torch asks about every argument it is given
-        lid: Tensor
-        backend, *arguments = rest
-        lid, grad = _lid_op(x, *arguments)
+    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...]) -> Any:  # torch asks about every argument it is given
+        with_tracked, backend, *arguments = rest
+        lid, grad, tracked = _lid_op(x, *arguments)
         ctx.save_for_backward(lid, grad)
         ctx.backend, ctx.dtype = backend, x.dtype
-        return lid
+        if not with_tracked:
+            return lid
+        ctx.mark_non_differentiable(tracked)
+        return lid, tracked
 
     @staticmethod
-    def backward(ctx: Any, grad_lid: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_lid: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         lid, grad = ctx.saved_tensors
-        return _backward(ctx, lid, grad, grad_lid, lid), None
+        return _backward(ctx, lid, grad, grad_lid), None
 
 
 class _TransformedLid(torch.autograd.Function):
@@ -82,7 +84,7 @@ class _TransformedLid(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, backend: str, *rest: Any) -> tuple[Tensor, ...]:
-        lid, grad = _lid_op(x, *rest)
+        lid, grad, _ = _lid_op(x, *rest)
         return lid, torch.where(lid > 0, lid, 1.0).unsqueeze(1), grad
 
     @staticmethod
@@ -94,28 +96,44 @@ class _TransformedLid(torch.autograd.Function):
         ctx.save_for_forward(*output)
 
     @staticmethod
-    def backward(ctx: Any, grad_lid: Tensor | None, grad_scale: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_lid: Tensor | None, grad_scale: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_scale is not None:
             refuse_twice()
-        lid, scale, grad = ctx.saved_tensors
-        found = None if grad_lid is None else _backward(ctx, lid, grad, grad_lid, scale)
+        lid, _, grad = ctx.saved_tensors
+        found = None if grad_lid is None else _backward(ctx, lid, grad, grad_lid)
         return found, *[None] * ctx.rest
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         _, scale, grad = ctx.saved_tensors
         return along_rows(scale, grad, tangent), torch.zeros_like(scale), None
 
 
-def lid_function(x: Tensor, y: Tensor | None, own: Tensor | None, offset: int | None, k: int, call: Call) -> Tensor:
-    """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces."""
+def lid_function(
+    x: Tensor,
+    y: Tensor | None,
+    own: Tensor | None,
+    offset: int | None,
+    k: int,
+    call: Call,
+    watch: own_rows.Watch | None = None,
+) -> Tensor:
+    """The differentiable op on arguments that are already checked; `lid` and `compat` are its public faces.
+
+    `watch` is told how many rows have a copy among the references.
+    """
     result: Tensor
     if transformed():
         text = text_of(call._replace(gradient=True))
         result, *_ = _TransformedLid.apply(x, call.backend, y, own, offset, k, text)
         return result
     call = call._replace(gradient=torch.is_grad_enabled() and x.requires_grad)
-    result = _Lid.apply(x, (call.backend, y, own, offset, k, text_of(call)))
+    if watch is None:
+        result = _Lid.apply(x, (False, call.backend, y, own, offset, k, text_of(call)))
+        return result
+    text = text_of(call._replace(track=own_rows.counting(k)))
+    result, tracked = _Lid.apply(x, (True, call.backend, y, own, offset, k, text))
+    watch.add(own_rows.copies(tracked[-1]), x.shape[0])
     return result
 
 
@@ -161,8 +179,6 @@ def lid(
     k = validate.neighbours("k", k, validate.smallest_k(estimator), x, y, offset is not None or own is not None)
     if y is not None and y.requires_grad:
         y = y.detach()
-    if y is not None and offset is None and own is None:
-        watch = own_rows.watch(x, y)
-        if watch is not None:  # in the first calls
-            watch.add((knn(x.detach(), y, k=1, backend=backend).distances == 0).sum(), x.shape[0])
-    return lid_function(x, y, own, offset, k, Call(estimator, backend=backend, precision=precision))
+    watch = None if y is None or offset is not None or own is not None else own_rows.watch(x, y)
+    call = Call(estimator, backend=backend, precision=precision)
+    return lid_function(x, y, own, offset, k, call, watch)

@@ -40,18 +40,20 @@ def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ldreg::{name}", fake, lib=_LIBRARY)
     op: Callable[..., Any] = getattr(torch.ops.ldreg, name).default
-    torch.library.register_vmap(f"ldreg::{name}", _one_by_one(op), lib=_LIBRARY)
+    torch.library.register_vmap(f"ldreg::{name}", _one_by_one(op, fake), lib=_LIBRARY)
     return op
 
 
-def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+def _one_by_one(op: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """A batching rule: `op` on every element of the batch, results stacked along a new first dimension."""
 
     def rule(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        results = [
-            op(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
+        pairs = list(zip(arguments, dims, strict=True))
+        if info.batch_size == 0:  # shapes are all there is to say
+            one = fake(*(a if dim is None else a.new_empty(a.movedim(dim, 0).shape[1:]) for a, dim in pairs))
+            empty = [output.new_empty(0, *output.shape) for output in ([one] if isinstance(one, torch.Tensor) else one)]
+            return (empty[0], 0) if isinstance(one, torch.Tensor) else (tuple(empty), (0,) * len(empty))
+        results = [op(*(a if dim is None else a.select(dim, i) for a, dim in pairs)) for i in range(info.batch_size)]
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0
         return tuple(torch.stack(outputs) for outputs in zip(*results, strict=True)), (0,) * len(results[0])

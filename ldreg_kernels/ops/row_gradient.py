@@ -42,18 +42,18 @@ _LARGE = 4 << 20
 _native_op = register("scale_rows(Tensor scale, Tensor grad, ScalarType dtype) -> Tensor", _native, _native_fake)
 
 
-def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype, output: Tensor, backend: str) -> Tensor:
+def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     """scale [B, 1] times the rows of grad [B, D], in `dtype`; differentiating it again raises.
 
-    `output` is one of the function that is being differentiated, for its place in the graph: x itself would have to be
-    kept for that. By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way
-    of its own, for large gradients.
+    For that, `scale` has to be made of an output of the function that is being differentiated: x itself need not be
+    kept. By torch's own product, which a compiler may fuse with what follows; only the C++ backend has a way of its
+    own, for large gradients.
     """
     if not torch.is_grad_enabled():
         return _scaled(scale, grad, dtype, backend)
     with torch.no_grad():  # backward(create_graph=True), and under functional transforms
         scaled = _scaled(scale, grad, dtype, backend)
-    result: Tensor = _NotTwice.apply(scaled, output)
+    result: Tensor = _NotTwice.apply(scaled, scale)
     return result
 
 
@@ -74,12 +74,14 @@ def transformed() -> bool:
     """
     active = torch._C._are_functorch_transforms_active()
     if active and torch.compiler.is_compiling():
-        torch._dynamo.graph_break()
+        torch._dynamo.graph_break("torch.func transforms of ldreg_kernels run as they are")
     return active or forward_ad._current_level >= 0
 
 
-def along_rows(scale: Tensor, grad: Tensor, tangent: Tensor) -> Tensor:
+def along_rows(scale: Tensor, grad: Tensor, tangent: Tensor | None) -> Tensor:
     """The derivative of every row's output along `tangent` [B, D]: scale [B, 1] times the dot products with `grad`."""
+    if tangent is None:  # only the references have one, and they are constant
+        return torch.zeros_like(scale).squeeze(1)
     rows: Tensor = _NotTwice.apply(scale.squeeze(1) * (grad * tangent.to(grad.dtype)).sum(1), scale)  # [B]
     return rows
 
@@ -93,12 +95,14 @@ def refuse_twice() -> NoReturn:
 
 
 class _NotTwice(torch.autograd.Function):
-    """The identity on `result`, tied to `output` so that whoever differentiates again comes here on the way to x."""
+    """The identity on `result`, tied to `scale` so that whoever differentiates again comes here: on the way to x, or to
+    what the incoming gradient was made of.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(result: Tensor, output: Tensor) -> Tensor:
+    def forward(result: Tensor, scale: Tensor) -> Tensor:
         return result.view_as(result)
 
     @staticmethod

@@ -42,8 +42,8 @@ class LIDRows:
 
     @property
     def median(self) -> Tensor:
-        """The lower median LID."""
-        return torch.where(self.usable, self.lid, torch.nan).nanmedian()
+        """The median LID; between the two in the middle, their mean."""
+        return torch.where(self.usable, self.lid, torch.nan).nanquantile(0.5)
 
     def _mean(self, values: Tensor) -> Tensor:
         usable = self.usable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -45,10 +46,15 @@ def features(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Tenso
         raise ValueError(f"{other} must be on the device of {name} ({x.device}), got {y.device}")
     if y.dtype == x.dtype:
         return x, y
-    if not torch.is_autocast_enabled(x.device.type):
+    if not autocasts(x.device.type):
         raise TypeError(f"{other} must have the dtype of {name} ({x.dtype}), got {y.dtype}")
     wider = torch.promote_types(x.dtype, y.dtype)
     return x.to(wider), y.to(wider)
+
+
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for a type of device; there is none for "meta"."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _refuse_tracing() -> NoReturn:
@@ -96,7 +102,7 @@ def integer(name: str, value: Any) -> int:
 
 def number(name: str, value: Any) -> float:
     """`value` as a finite float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise TypeError(f"{name} must be a finite number, got {_with_type(value)}")
     return float(value)
 
@@ -116,7 +122,7 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
     if isinstance(value, str):
         if value != "auto":
             raise ValueError(f'self_index must be an int, an int64 tensor, "auto" or None, got {value!r}')
-        value = None if y is None else own_rows.find(x, y)
+        value = None if y is None else _found_rows(x, y)
     if y is None:
         if value is not None:
             raise ValueError(
@@ -144,6 +150,15 @@ def self_index(value: Any, x: Tensor, y: Tensor | None) -> tuple[int | None, Ten
     return offset, None
 
 
+def _found_rows(x: Tensor, y: Tensor) -> int | Tensor | None:
+    if torch.compiler.is_compiling() or not (own_rows.plain(x) and own_rows.plain(y)):
+        raise ValueError(
+            'self_index="auto" reads the rows, which torch.compile, torch.export and torch.func do not show: '
+            "self_index must be an offset, a map or None there"
+        )
+    return own_rows.find(x, y)
+
+
 def self_map(value: Tensor, references: int) -> None:
     """Check the entries of a self-index map against the number of reference rows.
 
@@ -158,11 +173,6 @@ def self_map(value: Tensor, references: int) -> None:
         )
 
 
-def available(x: Tensor, y: Tensor | None, leaves_self_out: bool) -> int:
-    """How many neighbours a row of x has."""
-    return (x if y is None else y).shape[0] - int(leaves_self_out)
-
-
 def neighbours(
     name: str, k: Any, smallest: int, x: Tensor, y: Tensor | None, leaves_self_out: bool, clamp: bool = False
 ) -> int:
@@ -173,7 +183,7 @@ def neighbours(
     k = integer(name, k)
     largest = (x if y is None else y).shape[0] - int(leaves_self_out)
     # An empty batch asks for nothing: only the lower bound can be wrong then.
-    if smallest <= k and (k <= largest or x.shape[0] == 0):
+    if smallest <= k and (k <= largest or (x.shape[0] == 0 and (y is None or not clamp))):
         return k
     if clamp and k >= smallest:
         warn_once(
@@ -242,6 +252,6 @@ def target(form: str, value: Any) -> float | None:
         if value is not None:
             raise ValueError(f'target is used by form="target" only, got target={shown(value)} with form={form!r}')
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
         raise ValueError(f'target must be a positive finite number with form="target", got {shown(value)}')
     return float(value)

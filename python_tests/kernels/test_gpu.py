@@ -71,9 +71,10 @@ def test_cuda_main_loops_find_the_same_neighbours(B, N, D, k, monkeypatch):
 def test_one_launch(name, B, N, D, k):
     x, y = problem(B, N, D)
     leaf = x.requires_grad_()
-    for _ in range(1 + own_rows.Watch.LOOKS):  # in the first calls with references their copies are counted
+    own_rows._watches.clear()
+    for _ in range(2):  # in the first call with references their copies are counted
         ldk.ldreg_loss(leaf, y, k=k, backend=name)
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         ldk.ldreg_loss(leaf, y, k=k, backend=name)
         torch.cuda.synchronize()
@@ -87,12 +88,13 @@ def test_one_launch(name, B, N, D, k):
 def test_own_rows_are_missed_without_waiting(name, monkeypatch):
     """Counting copies among the references makes the host wait for nothing; the warning comes a call or two later."""
     monkeypatch.setattr(notice, "_said", set())
+    own_rows._watches.clear()
     y = cases.features(2000, 64).cuda()
     x = y[100:400].clone()
     ldk.ldreg_loss(x, y, k=8, self_index=100, track=[("hill", 8)], backend=name)  # compiles
 
     def calls() -> None:
-        for _ in range(own_rows.Watch.LOOKS):
+        for _ in range(3):
             torch.cuda.set_sync_debug_mode("error")
             try:
                 ldk.ldreg_loss(x, y, k=8, backend=name)

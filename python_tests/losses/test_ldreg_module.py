@@ -145,15 +145,51 @@ def a_last_batch_of_one_row_each() -> None:
 
 def the_published_idiom_is_warned_of() -> None:
     """Features gathered by hand and passed as extra references are there twice."""
+    notice._said.clear()
     x = share(EVEN, cases.features(24, 6))
     parts = [torch.empty_like(x) for _ in range(WORLD)]
     dist.all_gather(parts, x)
     loss = ldk.LDRegLoss(k=4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(5):
+        for _ in range(10):
             loss(x, torch.cat(parts))
     assert [str(w.message).partition(".")[0] for w in caught] == ["8 of 8 rows have a reference at distance 0"]
+
+
+def features_gathered_by_hand_are_warned_of() -> None:
+    """They are gathered once more: each row is there three times."""
+    notice._said.clear()
+    x = share(EVEN, cases.features(24, 6))
+    parts = [torch.empty_like(x) for _ in range(WORLD)]
+    dist.all_gather(parts, x)
+    loss = ldk.LDRegLoss(k=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            loss(torch.cat(parts))
+    assert [str(w.message).partition(".")[0] for w in caught] == ["24 of 24 rows have a reference at distance 0"]
+    assert "what is passed as features must not hold them again" in str(caught[0].message)
+
+
+def nan_is_seen() -> None:
+    """NaN in a row of one rank: R is NaN there (l2, a root of the mean over ranks: everywhere)."""
+    for form in FORMS:
+        x = share(EVEN, joint())
+        if dist.get_rank() == 0:
+            x[2, 1] = torch.nan
+        value = ldk.LDRegLoss(k=4, form=form, target=4.0 if form == "target" else None)(x)
+        assert value.isnan() or (dist.get_rank() > 0 and form != "l2")
+
+
+def any_split() -> None:
+    """A fuzz over how many rows each rank holds, from none to all."""
+    generator = cases.seeded(7)
+    for _ in range(12):
+        cuts = torch.randint(0, 25, (2,), generator=generator).sort().values.tolist()
+        counts = (cuts[0], cuts[1] - cuts[0], 24 - cuts[1])
+        form = FORMS[int(torch.randint(0, len(FORMS), (), generator=generator))]
+        check_joint(counts, form=form, target=4.0 if form == "target" else None)
 
 
 CHECKS = [
@@ -167,6 +203,9 @@ CHECKS = [
     every_dtype,
     a_last_batch_of_one_row_each,
     the_published_idiom_is_warned_of,
+    features_gathered_by_hand_are_warned_of,
+    nan_is_seen,
+    any_split,
 ]
 
 

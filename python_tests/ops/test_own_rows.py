@@ -64,10 +64,27 @@ def test_own_rows_counted_twice_are_warned_of_once(backend, function, stats):
 
 def test_the_warning_is_of_the_callers_line():
     x, y, _ = gathered()
-    ldk.ldreg_loss(x, y, k=8)
     with pytest.warns(UserWarning, match=COPIES) as caught:
         ldk.ldreg_loss(x, y, k=8)
     assert caught[0].filename == __file__
+
+
+def test_a_count_on_its_way_is_judged_later():
+    """A GPU's arrives with an event; until then nothing is said, and nothing is waited for."""
+
+    class Event:
+        arrived = False
+
+        def query(self):
+            return self.arrived
+
+    watch, event, x = own_rows.Watch(1, ""), Event(), torch.zeros(40, 2)
+    assert watch.due(x)
+    watch.pending.append(own_rows._Look(torch.tensor(30), 40, event))
+    assert warnings_of([lambda: watch.due(x)] * 5) == []
+    event.arrived = True
+    assert len(warnings_of([lambda: watch.due(x)] * 5)) == 1
+    assert watch.over
 
 
 def test_the_count_rides_along(backend):
@@ -95,28 +112,77 @@ def test_nothing_is_said_where_nothing_is_wrong():
     assert said == []
 
 
-def test_counting_ends(monkeypatch):
-    """After a few calls of a kind the loss without statistics is as cheap as before."""
+def test_auto_is_refused_where_rows_cannot_be_read():
+    x, y, _ = gathered()
+
+    def auto(t):
+        return ldk.ldreg_loss(t, y, k=8, self_index="auto")
+
+    for call in (
+        lambda: torch.func.grad(auto)(x),
+        lambda: torch.func.vmap(auto)(x[None]),
+        lambda: torch.func.jvp(auto, (x,), (x,)),
+        lambda: ldk.lid(x.to("meta"), y.to("meta"), k=8, self_index="auto"),
+    ):
+        with pytest.raises(ValueError, match=r'^self_index="auto" reads the rows'):
+            call()
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(auto, backend="eager")(x), auto(x))  # by a break of the graph
+
+
+def test_counting_is_rare(monkeypatch):
+    """In the 1st, the 10th, the 100th call of a kind: the others cost what they did."""
     asked, ldreg = [], native.ldreg
     monkeypatch.setattr(native, "ldreg", lambda *given: asked.append(given[5]) or ldreg(*given))
     x, y, _ = gathered()
-    for _ in range(own_rows.Watch.LOOKS + 3):
+    for _ in range(101):
         ldk.ldreg_loss(x, y[:40], k=8, backend="cpu")
-    counted, not_counted = (("hill", 8),), ()
-    # The last count is looked at in the call after it, which counts no more.
-    assert asked == [counted] * own_rows.Watch.LOOKS + [not_counted] * 3
+    assert [call + 1 for call, track in enumerate(asked) if track] == [1, 10, 100]
+
+
+def test_a_mistake_after_good_calls_is_found():
+    """Whoever made them: a warning comes, if later; a bank of references that grows is of one kind."""
+    x, y, _ = gathered()
+    said = warnings_of(
+        [lambda: ldk.ldreg_loss(x, y[:40], k=8)] * 4
+        + [lambda n=n: ldk.ldreg_loss(x, torch.cat([x, y[: 40 - n]]), k=8) for n in range(20)]
+    )
+    assert len(said) == 1
 
 
 def test_the_module_waits_for_a_momentum_encoder_to_move():
-    """Equal to the encoder in the first steps, it is no mistake; features that were gathered by hand stay equal."""
+    """Equal to the encoder until its first update, it is no mistake; features gathered by hand stay equal."""
     x, _, _ = gathered()
     loss = ldk.LDRegLoss(k=8)
-    momentum = [x, x, *[x + 1e-3 * step for step in range(1, 6)]]
+    momentum = [x] * 9 + [x + 1e-3 * step for step in range(1, 95)]
     assert warnings_of([lambda m=m: loss(x, m) for m in momentum]) == []
     loss = ldk.LDRegLoss(k=8)
-    said = warnings_of([lambda: loss(x, x)] * 5)
+    said = warnings_of([lambda: loss(x, x)] * 12)
     assert len(said) == 1
     assert "extra_references must not hold them again" in said[0]
+    assert "momentum encoder that has not moved" in said[0]
+
+
+def test_what_records_or_pretends_is_not_looked_at():
+    """Meta and fake tensors, a traced graph: nothing is counted, nothing is said, and real calls go on as before."""
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, y, _ = gathered()
+    loss = ldk.LDRegLoss(k=8)
+
+    def calls(x, y):
+        return ldk.ldreg_loss(x, y, k=8), ldk.lid(x, y, k=8), loss(x, y)
+
+    calls(x.to("meta"), y.to("meta"))
+    calls(x.to("meta"), y.to("meta"))
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x), mode.from_tensor(y)
+        assert warnings_of([lambda: calls(*fake)] * 2) == []
+    for tracing in ("real", "fake"):
+        graph = make_fx(calls, tracing_mode=tracing)(x, y)
+        assert "hill" not in str(graph.code).replace("estimator=mom", "").split("ldreg_value")[1].split("\n")[0]
+    assert len(warnings_of([lambda: calls(x, y)] * 3)) == 1
 
 
 def test_a_watched_module_can_be_copied_and_saved(tmp_path):
@@ -180,6 +246,25 @@ def test_auto_finds_rows_wherever_they_are(seed, rows, others, D, data):
     assert torch.equal(found >= 0, equal.any(1))
     for row, place in enumerate(found.tolist()):
         assert place < 0 or equal[row, place]
+
+
+def test_zeros_of_both_signs_are_equal_and_negated_views_are_not():
+    x = torch.tensor([[0.0, 1.0], [-0.0, 2.0]])
+    assert own_rows.find(x, torch.tensor([[3.0, 3.0], [-0.0, 1.0], [0.0, 2.0]])) == 1
+    z = torch.complex(torch.ones(5, 3), cases.features(5, 3))
+    there, negated = z.imag, z.conj().imag  # the same memory; the second negates when it is read
+    assert not own_rows.same_storage(there, negated)
+    assert own_rows.find(there, negated) is None
+    assert own_rows.find(negated, negated) == 0
+
+
+def test_a_view_that_negates_is_read_as_it_is(backend):
+    """One column: its stride says nothing, and its memory holds the other sign."""
+    values = cases.features(40, 1)
+    x = torch.complex(torch.ones(40, 1), -values).conj().imag
+    assert x.is_neg()
+    y = cases.features(60, 1, seed=1)
+    assert torch.equal(backend.lid(x, y, k=8), backend.lid(values, y, k=8))
 
 
 def test_views_gathered_in_turn_make_a_map(backend):

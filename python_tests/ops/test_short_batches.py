@@ -167,7 +167,7 @@ def test_summaries_leave_degenerate_rows_out(backend):
             (rows.geometric_mean, usable.log().mean().exp()),
             (rows.arithmetic_mean, usable.mean()),
             (rows.harmonic_mean, 1 / (1 / usable).mean()),
-            (rows.median, usable.median()),
+            (rows.median, usable.quantile(0.5)),
         ]:
             assert found.shape == ()
             assert found.item() == pytest.approx(expected.item(), rel=1e-6)  # one float32 rounding of a double sum

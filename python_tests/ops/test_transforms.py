@@ -3,6 +3,8 @@
 The kind behind it: "must override setup_context", or, worse, a second derivative of zero without a word.
 """
 
+import copy
+
 import cases
 import oracle
 import pytest
@@ -150,6 +152,39 @@ def test_differentiating_twice_is_refused(backend, function, way):
     x = backend.put(cases.normal(9, 3, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=TWICE):
         second_derivatives(lambda t: function(backend, t), x)[way]()
+
+
+@BOTH
+def test_ends_of_the_range(backend, function):
+    """An empty vmap has shapes; a tangent of the references, which are constant, is no tangent of the result."""
+    none = vmap(lambda x: function(backend, x))(backend.put(torch.zeros(0, 10, 4)))
+    assert none.shape == ((0, 10) if function is lid else (0,))
+    assert vmap(lambda x: ldk.knn(x, k=3).indices)(torch.zeros(0, 10, 4)).shape == (0, 10, 3)
+    x, y = backend.put(cases.features(20, 4)), backend.put(cases.features(30, 4, seed=1))
+    value, tangent = jvp(lambda y: function(backend, x, y), (y,), (torch.ones_like(y),))
+    assert torch.equal(value, function(backend, x, y))
+    assert (tangent == 0).all()
+    assert (grad(lambda y: function(backend, x, y).sum())(y) == 0).all()
+
+
+@BOTH
+def test_differentiating_a_gradient_by_what_scaled_the_loss_is_refused(backend, function):
+    """d/ds of d(s L)/dx: the graph of a gradient leads to no further derivative, and says so."""
+    x = backend.put(cases.features(20, 4)).requires_grad_()
+    s = torch.ones((), device=x.device, requires_grad=True)
+    (gradient,) = torch.autograd.grad(s * function(backend, x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=TWICE):
+        torch.autograd.grad(gradient.sum(), s, allow_unused=True)
+
+
+def test_a_module_after_a_transform():
+    """What it knows of the transform's wrappers would be of no use, nor could it be copied."""
+    loss = ldk.LDRegLoss(k=6)
+    x = cases.features(20, 4)
+    assert torch.equal(grad(loss)(x), plain_gradient(lambda _, t: ldk.ldreg_loss(t, k=6), None, x))
+    assert loss.stats is None
+    copy.deepcopy(loss)(x)
+    assert vmap(loss)(x[None]).shape == (1,)
 
 
 def test_a_model_of_functions(backend):
