@@ -262,6 +262,16 @@ def test_memory_bank_in_half_precision_and_under_autocast() -> None:
     assert loss.item() == pytest.approx(loop_nt_xent(z1, z2, 0.1, bank), rel=1e-6)
 
 
+def test_compiles_into_one_graph_whatever_the_temperature() -> None:
+    """A temperature that changes becomes a symbol, of which not everything may be asked."""
+    z1, z2 = views(4, 8, dtype=torch.float32)
+    compiled = torch.compile(nt_xent_loss, fullgraph=True, backend="aot_eager")
+    for temperature in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(
+            compiled(z1, z2, temperature=temperature), nt_xent_loss(z1, z2, temperature=temperature)
+        )
+
+
 HALF, SINGLE = torch.bfloat16, torch.float32
 
 
