@@ -53,12 +53,13 @@ def several_processes(group: dist.ProcessGroup | None = None) -> bool:
 
 def _check_group(group: Any) -> None:
     """A group that this process is a member of: those that are not get an integer from `new_group`."""
-    if group == dist.GroupMember.NON_GROUP_MEMBER:
+    if isinstance(group, dist.ProcessGroup):
+        return
+    if not isinstance(group, Tensor) and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(
             f"group must be a process group that this process is a member of, but rank {dist.get_rank()} is not"
         )
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
+    raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
 
 
 def gather_rows(x: Tensor, group: dist.ProcessGroup | None = None, *, equal_rows: bool = False) -> Gathered:

@@ -80,6 +80,7 @@ def copy_by_torch(loss: nn.Module) -> nn.Module:
     [
         ({"group": 3}, "group must be a torch.distributed.ProcessGroup or None, got int"),
         ({"group": "gloo"}, "group must be a torch.distributed.ProcessGroup or None, got str"),
+        ({"group": torch.ones(3)}, "group must be a torch.distributed.ProcessGroup or None, got Tensor"),
         ({"gather": "no"}, "gather must be True or False, got str 'no'"),
         ({"equal_rows": 1}, "equal_rows must be True or False, got int 1"),
     ],
