@@ -311,8 +311,11 @@ def ldreg_loss(
         watch.add(own_rows.copies(tracked[-1]), x.shape[0])
     if not return_stats:
         return value
-    rows = dict(zip(_launched(sizes), tracked.unbind(0), strict=False))
-    by_name = {pair: rows.get((pair[0], size), torch.full_like(lid, torch.nan)) for pair, size in sizes.items()}
+    rows = iter(tracked.unbind(0))  # in the order of _launched
+    by_name = {
+        (name, size): next(rows) if there >= validate.smallest_k(name) else torch.full_like(lid, torch.nan)
+        for (name, size), there in sizes.items()
+    }
     return value, LDRegStats(lid, by_name, degenerate.sum(), k, sizes, by_nearest)
 
 
