@@ -125,7 +125,7 @@ class Watch:
 
     def due(self, x: Tensor) -> bool:
         """Whether copies have to be counted in this call, with queries x."""
-        if self.pending:
+        if self.pending and not _capturing(x):
             self._judge()
         if self.over:
             return False
