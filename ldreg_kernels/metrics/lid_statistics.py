@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..ops.lid import lid
+from ..ops.summary import LIDRows
 
 
 @dataclass(frozen=True)
@@ -69,25 +70,18 @@ def summarise_lid(lids: Tensor) -> LIDStatistics:
     """
     if lids.ndim != 1:
         raise ValueError(f"lids must have shape [B], got {list(lids.shape)}")
-    values = lids.double()
-    usable = values[torch.isfinite(values) & (values > 0)]  # [n]
+    summary = LIDRows(lids.double())
+    usable = summary.lid[summary.usable]  # [n]
     rows = usable.numel()
-    nan = float("nan")
     return LIDStatistics(
-        geometric_mean=float(usable.log().mean().exp()) if rows else nan,
-        arithmetic_mean=float(usable.mean()) if rows else nan,
-        variance=float(usable.var()) if rows > 1 else (0.0 if rows else nan),
+        geometric_mean=float(summary.geometric_mean),
+        arithmetic_mean=float(summary.arithmetic_mean),
+        variance=float(usable.var()) if rows > 1 else (0.0 if rows else float("nan")),
         rows=rows,
-        dropped=values.numel() - rows,
-        harmonic_mean=float(1 / (1 / usable).mean()) if rows else nan,
-        median=_median(usable) if rows else nan,
+        dropped=lids.numel() - rows,
+        harmonic_mean=float(summary.harmonic_mean),
+        median=float(summary.median),
     )
-
-
-def _median(values: Tensor) -> float:
-    """By sorting: torch's own takes the lower of the two in the middle."""
-    ordered, n = values.sort().values, values.numel()
-    return float((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
 
 
 @torch.no_grad()

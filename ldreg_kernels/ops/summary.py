@@ -42,8 +42,14 @@ class LIDRows:
 
     @property
     def median(self) -> Tensor:
-        """The median LID; between the two in the middle, their mean."""
-        return torch.where(self.usable, self.lid, torch.nan).nanquantile(0.5)
+        """The median LID; of the two in the middle, their mean."""
+        if self.lid.shape[0] == 0:
+            return self.lid.new_full((), torch.nan)
+        usable = self.usable
+        rows = usable.sum()
+        ordered = torch.where(usable, self.lid, torch.inf).sort().values
+        middle = ordered[torch.stack([rows - 1, rows]).clamp(min=0) // 2].mean()
+        return torch.where(rows > 0, middle, torch.nan)
 
     def _mean(self, values: Tensor) -> Tensor:
         usable = self.usable
