@@ -175,7 +175,7 @@ def test_half_and_float32_meet_under_autocast(estimator, half):
     assert data.grad.dtype == half
     assert data.grad.isfinite().all()
     for wrong in (reference, reference.double()):
-        with pytest.raises(TypeError, match=r"^reference must have the dtype of data .* outside of autocast, got"):
+        with pytest.raises(TypeError, match=r"^reference must have the dtype of data .*, got"):
             function(data, wrong, 20)
 
 
@@ -218,9 +218,9 @@ def test_bad_input(function):
         ((data, reference, 5.0), TypeError, r"^k must be an int, got float 5\.0$"),
         ((data, reference, True), TypeError, r"^k must be an int, got bool True$"),
         ((data, reference, np.bool_(True)), TypeError, r"bool"),
-        ((data, reference, torch.tensor(True)), TypeError, r"^k must be an int, got Tensor"),
-        ((data, reference, torch.tensor(5.0)), TypeError, r"^k must be an int, got Tensor"),
-        ((data, reference, torch.tensor([5])), TypeError, r"^k must be an int, got Tensor"),
+        ((data, reference, torch.tensor(True)), TypeError, r"^k must be an int, got a Tensor"),
+        ((data, reference, torch.tensor(5.0)), TypeError, r"^k must be an int, got a Tensor"),
+        ((data, reference, torch.tensor([5])), TypeError, r"^k must be an int, got a Tensor"),
         ((data, reference, None), TypeError, r"^k must be an int, got NoneType None$"),
         ((data, reference, 5, False, "mm"), ValueError, r"^compute_mode must be one of .*got 'mm'$"),
     ]:
