@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.validate import autocasts
+
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """A floating point tensor, or TypeError."""
@@ -38,7 +40,7 @@ def working_dtype(like: str, other: Tensor, **tensors: Tensor | None) -> torch.d
     for name, tensor in tensors.items():
         if tensor is None or tensor.dtype == other.dtype:
             continue
-        if not torch.is_autocast_enabled(other.device.type):
+        if not autocasts(other.device.type):
             raise TypeError(f"{name} must have the dtype of {like}, {other.dtype}, got {tensor.dtype}")
         widest = torch.promote_types(widest, tensor.dtype)
     return widest

@@ -8,6 +8,7 @@ import inspect
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import cases
@@ -24,6 +25,7 @@ from ldreg_kernels.kernels import notice
 from ldreg_kernels.kernels.contract import FORMS
 
 WORLD = 3
+SUMS = 1e-12  # float64 sums of at most some hundreds of terms, in another order, and what they are divided by
 EVEN, UNEVEN, EMPTY = (8, 8, 8), (9, 2, 13), (11, 0, 13)
 
 
@@ -44,7 +46,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def check_joint(counts: tuple[int, ...], extra: Tensor | None = None, tolerance: float = 1e-12, **options) -> None:
+def check_joint(counts: tuple[int, ...], extra: Tensor | None = None, **options) -> None:
     """The mean over ranks of values, and of gradients as DDP takes it, are those of one process with all rows."""
     everything = joint().requires_grad_()
     whole = ldk.LDRegLoss(**{"k": 4, "weight": 0.5, **options}, gather=False)
@@ -57,14 +59,14 @@ def check_joint(counts: tuple[int, ...], extra: Tensor | None = None, tolerance:
     mine = loss(x, thirds)
     (of_mine,) = torch.autograd.grad(mine.sum(), x)
     if options.get("reduction", "mean") == "mean":
-        assert sum_over_ranks(mine).item() / WORLD == pytest.approx(value.item(), rel=tolerance)
+        assert sum_over_ranks(mine).item() / WORLD == pytest.approx(value.item(), rel=SUMS)
         of_mine = of_mine / WORLD
     elif options["reduction"] == "sum":
-        assert sum_over_ranks(mine).item() == pytest.approx(value.item(), rel=tolerance)
+        assert sum_over_ranks(mine).item() == pytest.approx(value.item(), rel=SUMS)
     else:
-        torch.testing.assert_close(mine, share(counts, value.detach()), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(of_mine, share(counts, gradient), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(loss.stats.lid, share(counts, whole.stats.lid), rtol=tolerance, atol=0, equal_nan=True)
+        torch.testing.assert_close(mine, share(counts, value.detach()), rtol=SUMS, atol=SUMS)
+    torch.testing.assert_close(of_mine, share(counts, gradient), rtol=SUMS, atol=SUMS)
+    torch.testing.assert_close(loss.stats.lid, share(counts, whole.stats.lid), rtol=SUMS, atol=0, equal_nan=True)
     assert sum_over_ranks(loss.stats.degenerate) == whole.stats.degenerate
     assert whole.stats.degenerate == (5 if whole.k == 4 else 0)  # the five equal rows have four neighbours at 0
 
@@ -108,7 +110,7 @@ def a_group_of_two() -> None:
     (gradient,) = torch.autograd.grad(ldk.ldreg_loss(both, k=4), both)
     x = share(EVEN, joint()).requires_grad_()
     (mine,) = torch.autograd.grad(ldk.LDRegLoss(k=4, group=group)(x), x)
-    torch.testing.assert_close(mine / 2, share((8, 8), gradient), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mine / 2, share((8, 8), gradient), rtol=SUMS, atol=SUMS)
 
 
 def without_gathering() -> None:
@@ -143,8 +145,8 @@ def a_last_batch_of_one_row_each() -> None:
     assert x.grad.isfinite().all()
 
 
-def the_published_idiom_is_warned_of() -> None:
-    """Features gathered by hand and passed as extra references are there twice."""
+def warned_of(calls: int, arguments: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> list[str]:
+    """What is said in some calls with `arguments(this rank's features, those of all ranks)`."""
     notice._said.clear()
     x = share(EVEN, cases.features(24, 6))
     parts = [torch.empty_like(x) for _ in range(WORLD)]
@@ -152,24 +154,23 @@ def the_published_idiom_is_warned_of() -> None:
     loss = ldk.LDRegLoss(k=4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(10):
-            loss(x, torch.cat(parts))
-    assert [str(w.message).partition(".")[0] for w in caught] == ["8 of 8 rows have a reference at distance 0"]
+        for _ in range(calls):
+            loss(*arguments(x, torch.cat(parts)))
+    return [str(w.message) for w in caught]
+
+
+def the_published_idiom_is_warned_of() -> None:
+    """Features gathered by hand and passed as extra references are there twice."""
+    (said,) = warned_of(10, lambda mine, everyones: (mine, everyones))
+    assert said.startswith("8 of 8 rows have a reference at distance 0")
+    assert "extra_references must not hold them again" in said
 
 
 def features_gathered_by_hand_are_warned_of() -> None:
     """They are gathered once more: each row is there three times."""
-    notice._said.clear()
-    x = share(EVEN, cases.features(24, 6))
-    parts = [torch.empty_like(x) for _ in range(WORLD)]
-    dist.all_gather(parts, x)
-    loss = ldk.LDRegLoss(k=4)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            loss(torch.cat(parts))
-    assert [str(w.message).partition(".")[0] for w in caught] == ["24 of 24 rows have a reference at distance 0"]
-    assert "what is passed as features must not hold them again" in str(caught[0].message)
+    (said,) = warned_of(3, lambda mine, everyones: (everyones,))
+    assert said.startswith("24 of 24 rows have a reference at distance 0")
+    assert "what is passed as features must not hold them again" in said
 
 
 def nan_is_seen() -> None:
@@ -283,7 +284,7 @@ def test_gradient_caching_is_the_large_batch_and_accumulation_is_not():
     ldreg(features).backward()
     for batch, gradient in zip(micro_batches, features.grad.split(32), strict=True):
         encoder(batch).backward(gradient)
-    torch.testing.assert_close(gradients(), whole, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients(), whole, rtol=SUMS, atol=SUMS)
     assert (accumulated - whole).norm() > 0.1 * whole.norm()
 
 
