@@ -71,14 +71,15 @@ struct Plan {
   bool tiles;      // candidates from tensor-core tiles; else every pair exactly
   bool sums;       // the gradient is summed while distances are taken (exact.h)
   bool symmetric;  // each tile serves the rows of both its sides
-  bool once;       // all references are packed at once; else a step's at a time, in two buffers
+  bool once;       // all references are packed at once; else a step's at a time, in two buffers, ...
+  int macros;      // ... or, if not 0, so many macro-blocks in turn, in three (macro.h)
   int width;       // blocks of references in a tile: 1, or 2 on Hopper
   int columns;     // of a packed row: D up to a multiple of the tile's step
   int cap;         // candidates a query has room for
   int room;        // of a list in shared memory, a power of two
   int panel;       // queries at a time
   int panels;
-  int chunk;       // references in one of the two buffers
+  int chunk;       // references in one of the buffers
   int meetings;    // a query block's meetings with blocks of references, in all ...
   int first, most;  // ... in the first step, and at most in any
   int growth;       // of the references seen, from one step to the next
@@ -94,7 +95,8 @@ struct Plan {
 // Words of the state.
 enum StateWord : int {
   kTicket, kFinished, kLargestLow, kLargestHigh, kExtent, kShifted, kFailed, kScanned, kPackedQueries,
-  kPackedReferences, kPackedReferencesOdd, kTiled, kTiledOdd, kCompacted, kRowsDone, kUnused, kFixedWords
+  kPackedReferences, kTiled = kPackedReferences + 3,  // of each buffer
+  kCompacted = kTiled + 3, kRowsDone, kUnused, kFixedWords
 };
 
 struct Space {
@@ -105,7 +107,7 @@ struct Space {
   __half* x;           // [panel, columns], the same as y if symmetric
   float* x_norm;       // [panel] squared norm of the packed row
   float* x_residual;   // [panel] what packing lost of it
-  __half* y;           // [N or 2 chunk, columns], by position
+  __half* y;           // [N, or 2 or 3 chunk, columns], by position
   float* y_norm;       // [N]
   float* y_residual;   // [N]
   Candidate* list;     // [panel, cap]

@@ -107,7 +107,7 @@ std::string shape_of(const Call& call) {
 // The packed matrices, to the tensor copies that read them.
 void describe_operands(Arguments& a) {
   const int64_t blocks = ceil_div(a.p.N, kBlock) * int64_t(kBlock);
-  const CUtensorMap y = tensor_map(a.s.y, a.plan.once ? blocks : 2 * int64_t(a.plan.chunk), a.plan.columns);
+  const CUtensorMap y = tensor_map(a.s.y, a.plan.once ? blocks : buffers(a.plan) * int64_t(a.plan.chunk), a.plan.columns);
   const CUtensorMap x = a.plan.symmetric ? y : tensor_map(a.s.x, a.plan.panel, a.plan.columns);
   static_assert(sizeof(CUtensorMap) <= sizeof(TensorMap));
   std::memcpy(&a.maps[0], &x, sizeof x);
@@ -159,7 +159,7 @@ std::string Planned::words() const {
   const Plan& p = parts_->a.plan;
   if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
   return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
-         (p.once ? "packed at once" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
+         (p.once ? "packed at once" : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
          std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
 }
 

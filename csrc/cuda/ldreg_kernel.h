@@ -38,16 +38,14 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
       return a.s.state + kScanned;
     }
     case Job::pack_references: {
-      const bool once = a.plan.once;
-      const int parity = once ? 0 : schedule.parity(at);
+      const Packing packing = schedule.packing(at);
       if (waits) {
         wait_for(a.s.state + kScanned, schedule.scan_jobs());
-        if (!once) wait_for(a.s.state + (parity ? kTiledOdd : kTiled), at.tiles[parity]);  // the buffer is free again
+        if (!a.plan.once) wait_for(a.s.state + kTiled + packing.buffer, at.tiles[packing.buffer]);  // the buffer is free again
       }
       __syncthreads();
-      const int first = (once ? 0 : schedule.first_position(at)) + job * kPackRows;
-      pack_rows<T>(false, first, once ? a.p.N : schedule.last_position(at), 0, once ? 0 : schedule.base(at));
-      return a.s.state + (parity ? kPackedReferencesOdd : kPackedReferences);
+      pack_rows<T>(false, packing.first + job * kPackRows, packing.end, 0, packing.base);
+      return a.s.state + kPackedReferences + packing.buffer;
     }
     case Job::pack_queries: {
       if (waits) {
@@ -61,14 +59,14 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
     }
     default: {
       const int panel_rows = schedule.bottom(at.panel) - schedule.top(at.panel);
-      const int parts = kBlock / kCompactRows, block = job / parts, first = job * kCompactRows;
-      if (waits) wait_for(a.s.arrivals + schedule.block_of(at.panel, block), schedule.held(at.meets));
+      const int first = schedule.compacted(at, job), block = first / kBlock;
+      if (waits) wait_for(a.s.arrivals + schedule.block_of(at.panel, block), schedule.meetings(at, block));
       __syncthreads();
       const int warps = smaller(blockDim.x / kWarp, a.plan.compacting);
       int* keys = reinterpret_cast<int*>(memory) + warp_id() * a.plan.cap;
       if (warp_id() < warps) {
         for (int slot = first + warp_id(); slot < smaller(first + kCompactRows, panel_rows); slot += warps)
-          compact_list(at, at.meets == a.plan.meetings, slot, keys);
+          compact_list(at, schedule.complete(at, block), slot, keys);
       }
       __syncthreads();
       if (waits) signal(a.s.ready + schedule.block_of(at.panel, block));

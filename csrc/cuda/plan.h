@@ -29,6 +29,17 @@ constexpr int64_t kBudget = int64_t(62) << 20;
 // Words of the state: fixed ones, and two for each block of queries.
 inline int64_t state_words(const Plan& plan, int B) { return kFixedWords + (plan.tiles ? 2 * ceil_div(B, kBlock) : 0); }
 
+// Buffers of packed references, if they are not packed at once.
+inline int buffers(const Plan& plan) { return plan.macros ? kPackedBuffers : 2; }
+
+// So many macro-blocks that three of them fit `room` blocks; 0 if they were too small to give thresholds, which come from
+// a list full of references.
+inline int macros_for(int blocks, int64_t room, int in_list) {
+  const int most = int(room / kPackedBuffers);
+  const int macros = most > 0 ? ceil_div(blocks, most) : blocks;
+  return macros > 1 && blocks / macros >= in_list ? macros : 0;
+}
+
 template <class Real>
 int team_bytes(const Problem& p, const Plan& plan, int together) {
   const int direct = TeamShared<Real>::bytes(together, plan.room, p.D, false);
@@ -94,14 +105,17 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   const int64_t row = plan.columns * int64_t(sizeof(__half));
   const int reference_blocks = ceil_div(p.N, kBlock), in_list = plan.cap / kBlock;
   plan.once = p.N * row <= budget / 2 || (p.same && p.N * row <= budget * 7 / 8);
-  plan.symmetric = p.same && plan.once;
-  plan.meetings = plan.symmetric ? reference_blocks / 2 + 1 : reference_blocks;
+  plan.macros = p.same && !plan.once ? macros_for(reference_blocks, budget * 7 / 8 / row / kBlock, in_list) : 0;
+  plan.symmetric = p.same && (plan.once || plan.macros);
+  plan.meetings = meetings_of(plan, reference_blocks);
   plan.first = plan.symmetric ? in_list / 2 : in_list;  // 2 first - 1 blocks, if symmetric
   plan.most = plan.meetings;
   const auto whole_blocks = [](int64_t rows, int blocks) {
     return int(std::max<int64_t>(rows / (blocks * kBlock), 1) * blocks * kBlock);
   };
-  if (!plan.once) {
+  if (plan.macros) {
+    plan.chunk = ceil_div(reference_blocks, plan.macros) * kBlock;
+  } else if (!plan.once) {
     plan.chunk = whole_blocks(budget / 4 / row, 2);
     plan.most = plan.chunk / kBlock, plan.first = smaller(plan.first, plan.most);
   }
@@ -122,9 +136,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   }
   plan.back = ((back % p.N) + p.N) % p.N;
   plan.growth = growth_for(p.wanted, plan.cap);
-  plan.steps = 1;
-  for (int meets = smaller(plan.first, plan.meetings); meets < plan.meetings; ++plan.steps)
-    meets = meets_after(plan, reference_blocks, meets);
+  plan.steps = steps_of(plan, reference_blocks);
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / (plan.cap * int(sizeof(int))));
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block
   plan.query_share = int(std::max<int64_t>(1, std::min<int64_t>(8, plan.panel / each)));
@@ -154,7 +166,7 @@ inline int64_t lay_out(const Problem& p, const Plan& plan, char* memory, unsigne
   s.arrivals = state + kFixedWords, s.ready = s.arrivals + blocks;
   const int64_t panel = std::min<int64_t>(plan.panel, blocks * kBlock);
   take(s.centre, plan.columns);
-  take(s.y, (plan.once ? references : 2 * int64_t(plan.chunk)) * plan.columns);
+  take(s.y, (plan.once ? references : buffers(plan) * int64_t(plan.chunk)) * plan.columns);
   take(s.y_norm, references);
   take(s.y_residual, references);
   if (plan.symmetric) {

@@ -41,7 +41,7 @@ __device__ __forceinline__ void rows_job(const Cursor& at, unsigned ticket) {
   const int last = smaller(first + schedule.rows_of_job(), panel_rows);
   if (thread_id() == 0) {
     for (int b = first / kBlock; b <= (last - 1) / kBlock; ++b)
-      wait_for(a.s.ready + schedule.block_of(at.panel, b), schedule.compactions(at.panel, b, at.step + 1));
+      wait_for(a.s.ready + schedule.block_of(at.panel, b), schedule.all_compactions(at.panel, b));
   }
   __syncthreads();
   if (this_team().id >= a.plan.teams) return;

@@ -65,7 +65,7 @@ __device__ __forceinline__ void compact_list(const Cursor& at, bool last, int sl
   const int own_position = own < 0 ? -1 : int(own * a.plan.back % a.p.N);
   const float norm = a.s.x_norm[slot], residual = a.s.x_residual[slot];
   // The first step has no threshold: it puts every reference at its place.
-  const unsigned listed = at.step == 0 ? unsigned(smaller(Schedule(a).held(at.meets) * kBlock, a.plan.cap)) : a.s.count[slot];
+  const unsigned listed = at.step == 0 ? unsigned(smaller(Schedule(a).held(at) * kBlock, a.plan.cap)) : a.s.count[slot];
   const bool good = norm < kNotFinite && residual < kLost && listed <= unsigned(a.plan.cap);
   const int n = good ? int(listed) : 0;
   for (int c = lane; c < n; c += kWarp) {

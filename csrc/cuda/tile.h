@@ -19,11 +19,13 @@ struct Meeting {
 };
 
 __device__ inline Meeting meeting(const Arguments& a, const Cursor& at, int block, int e) {
-  const int blocks = Schedule(a).reference_blocks();
-  Meeting m{block, e, e < at.meets, false, e * kBlock, 0};
+  const Schedule schedule(a);
+  const int blocks = schedule.references(at), first = schedule.first_reference(at);
+  Meeting m{schedule.first_query(at) + block, first + e, e < at.meets, false, e * kBlock, 0};
   if (!a.plan.symmetric) return m;
+  if (!schedule.among_themselves(at)) return m.back = m.there, m;
   const bool opposite = 2 * e == blocks && e > 0;  // half way round, block i + e meets block i itself
-  m.reference_block = (block + e) % blocks;
+  m.reference_block = first + (block + e) % blocks;
   m.there = m.there && !(opposite && block >= e);
   m.back = m.there && e > 0;
   m.place = e == 0 ? 0 : (2 * e - 1) * kBlock;
@@ -150,15 +152,15 @@ __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, c
 __device__ inline void await_tile(const Arguments& a, const Cursor& at, const TileAt& tile) {
   const Schedule schedule(a);
   const unsigned* s = a.s.state;
-  const int parity = a.plan.once ? 0 : schedule.parity(at);
-  wait_for(s + (parity ? kPackedReferencesOdd : kPackedReferences), at.packs[parity]);
+  wait_for(s + kPackedReferences + at.buffer, at.packs[at.buffer]);
+  if (a.plan.macros) wait_for(s + kPackedReferences + at.stays, at.packs[at.stays]);
   wait_for(s + kPackedQueries, at.queries);
   if (at.step == 0) return;
   for (int h = 0; h < a.plan.width; ++h) {
     if (!tile.m[h].there) continue;
     const int query = tile.m[h].query_block, reference = tile.m[h].reference_block;
-    wait_for(a.s.ready + schedule.block_of(at.panel, query), schedule.compactions(at.panel, query, at.step));
-    if (tile.m[h].back) wait_for(a.s.ready + reference, schedule.compactions(at.panel, reference, at.step));
+    wait_for(a.s.ready + schedule.block_of(at.panel, query), schedule.compactions(at.panel, query, at.queries_compacted));
+    if (tile.m[h].back) wait_for(a.s.ready + reference, schedule.compactions(at.panel, reference, at.references_compacted));
   }
 }
 
@@ -170,7 +172,8 @@ __device__ inline void tile_done(const Arguments& a, const Cursor& at, const Til
     if (tile.m[h].there) atomicAdd(a.s.arrivals + schedule.block_of(at.panel, tile.m[h].query_block), 1u);
     if (tile.m[h].back) atomicAdd(a.s.arrivals + tile.m[h].reference_block, 1u);
   }
-  atomicAdd(a.s.state + (schedule.parity(at) ? kTiledOdd : kTiled), 1u);
+  atomicAdd(a.s.state + kTiled + at.buffer, 1u);
+  if (!schedule.among_themselves(at)) atomicAdd(a.s.state + kTiled + at.stays, 1u);
 }
 
 __device__ inline TileAt tile_at(const Arguments& a, const Cursor& at, unsigned ticket) {

@@ -57,8 +57,9 @@ struct TileStage {
     if (!row || back) reference_side(a, row ? slot : position, side);
 
     float sum[Loop::kSums];
-    Loop::multiply(a.s.x + int64_t(tile.m[0].query_block) * kBlock * columns,
-                   a.s.y + (tile.m[0].reference_block * kBlock + Schedule(a).base(at)) * columns, columns, memory, sum);
+    const Schedule schedule(a);
+    Loop::multiply(a.s.x + (tile.m[0].query_block * kBlock + schedule.query_base(at)) * columns,
+                   a.s.y + (tile.m[0].reference_block * kBlock + schedule.base(at)) * columns, columns, memory, sum);
 
     Shared& shared = *reinterpret_cast<Shared*>(memory);
 #pragma unroll

@@ -116,7 +116,7 @@ struct HopperTileStage {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
       }
-      const int x_row = tile.m[0].query_block * kBlock;
+      const int x_row = tile.m[0].query_block * kBlock + int(schedule.query_base(at));
       int y_row[kWidth];
 #pragma unroll
       for (int h = 0; h < kWidth; ++h)

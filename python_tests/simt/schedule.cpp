@@ -1,9 +1,9 @@
 // Walks the CUDA schedule ticket by ticket, one job after another, and checks what no single launch can show: every query
 // meets every reference once, a job finds what it waits for done by smaller tickets, buffers hold what a tile reads.
 //
-// Contract: `schedule` walks problems of 1 to 41 blocks, symmetric and one-sided, tiles one and two blocks wide, packed at
-// once and in steps; exit code 1 and a line for each kind of fault. The rules come from schedule.h and tile.h themselves:
-// meeting(), held(), base(). No device code runs.
+// Contract: `schedule` walks problems of 1 to 41 blocks, symmetric, by macro-blocks and one-sided, tiles one and two blocks
+// wide, packed at once and in steps; exit code 1 and a line for each kind of fault. The rules come from schedule.h and
+// tile.h themselves: meeting(), meetings(), base(). No device code runs.
 #include <cstdio>
 #include <set>
 #include <vector>
@@ -18,20 +18,26 @@ long faults = 0;
 
 void expect(bool held, const char* what, const Arguments& a) {
   if (held || ++faults > 20) return;
-  std::printf("%s: B %d, N %d, k %d, width %d, %s, %s\n", what, a.p.B, a.p.N, a.p.wanted, a.plan.width,
-              a.plan.symmetric ? "symmetric" : "one-sided", a.plan.once ? "at once" : "in steps");
+  std::printf("%s: B %d, N %d, k %d, width %d, %s, %s, %d macro-blocks\n", what, a.p.B, a.p.N, a.p.wanted, a.plan.width,
+              a.plan.symmetric ? "symmetric" : "one-sided", a.plan.once ? "at once" : "in steps", a.plan.macros);
 }
 
 // What running blocks have done so far: the counters of a launch, and what they stand for.
 class Walk {
  public:
-  Walk(int B, int N, int wanted, bool same, int width, int64_t budget) {
+  Walk(int B, int N, int wanted, bool same, int width, int64_t budget, int macros = 0) {
     a_.p.B = B, a_.p.N = N, a_.p.D = 64, a_.p.wanted = wanted, a_.p.same = same, a_.p.exact = true;
     a_.plan = make_plan<float>(a_.p, true, false, {132, 256, 229376, 1000, width, 64}, budget);
     queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
+    if (macros) {  // so many, whatever the budget
+      a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
+      a_.plan.chunk = ceil_div(references_, macros) * kBlock;
+      a_.plan.first = a_.plan.cap / kBlock / 2, a_.plan.most = references_, a_.plan.panel = N, a_.plan.panels = 1;
+    }
     arrived_.resize(queries_), ready_.resize(queries_), places_.resize(queries_);
     met_.assign(queries_, std::vector<int>(references_));
-    buffer_.assign(a_.plan.once ? references_ : 2 * a_.plan.chunk / kBlock, -1);
+    seen_.assign(queries_, 0), seen_by_limit_.assign(queries_, 0);
+    buffer_.assign(a_.plan.once ? references_ : buffers(a_.plan) * a_.plan.chunk / kBlock, -1);
   }
 
   void run() {
@@ -56,19 +62,19 @@ class Walk {
   }
 
  private:
-  int parity(const Schedule& schedule, const Cursor& at) const { return a_.plan.once ? 0 : schedule.parity(at); }
-
   void pack(const Schedule& schedule, const Cursor& at, int job) {
     expect(scanned_ == schedule.scan_jobs(), "packed before the scale is known", a_);
-    const int half = parity(schedule, at), first = (a_.plan.once ? 0 : schedule.first_position(at)) + job * kPackRows;
-    if (!a_.plan.once) expect(tiled_[half] == at.tiles[half], "packed over references in use", a_);
-    buffer_.at((first + schedule.base(at)) / kBlock) = first / kBlock;
-    ++packed_[half];
+    const Packing packing = schedule.packing(at);
+    const int first = packing.first + job * kPackRows, buffer = packing.buffer;
+    if (!a_.plan.once) expect(tiled_[buffer] == at.tiles[buffer], "packed over references in use", a_);
+    expect(first < packing.end, "packed beyond the end", a_);
+    buffer_.at((first + packing.base) / kBlock) = first / kBlock;
+    ++packed_[buffer];
   }
 
   void tile(const Schedule& schedule, const Cursor& at, unsigned ticket) {
-    const int half = parity(schedule, at);
-    expect(packed_[half] == at.packs[half] && packed_queries_ == at.queries, "a tile before its operands", a_);
+    expect(packed_[at.buffer] == at.packs[at.buffer] && packed_queries_ == at.queries, "a tile before its operands", a_);
+    if (a_.plan.macros) expect(packed_[at.stays] == at.packs[at.stays], "a tile before its operands", a_);
     const TileAt tile = tile_at(a_, at, ticket);
     for (int h = 0; h < a_.plan.width; ++h) {
       const Meeting& m = tile.m[h];
@@ -76,34 +82,49 @@ class Walk {
       if (!m.there) continue;
       expect(buffer_.at((int64_t(m.reference_block) * kBlock + schedule.base(at)) / kBlock) == m.reference_block,
              "a buffer holds other references", a_);
-      meet(schedule, at, m.query_block, m.reference_block, m.place);
-      if (m.back) meet(schedule, at, m.reference_block, m.query_block, m.place_back);
+      if (a_.plan.macros)
+        expect(buffer_.at(m.query_block + schedule.query_base(at) / kBlock) == m.query_block, "a buffer holds other queries", a_);
+      meet(schedule, at, m.query_block, m.reference_block, m.place, at.queries_compacted);
+      if (m.back) meet(schedule, at, m.reference_block, m.query_block, m.place_back, at.references_compacted);
     }
-    ++tiled_[schedule.parity(at)];
+    ++tiled_[at.buffer];
+    if (!schedule.among_themselves(at)) ++tiled_[at.stays];
   }
 
-  void meet(const Schedule& schedule, const Cursor& at, int block, int reference, int place) {
+  void meet(const Schedule& schedule, const Cursor& at, int block, int reference, int place, int compacted) {
     const int query = schedule.block_of(at.panel, block);
-    ++met_[query][reference], ++arrived_[query];
+    ++met_[query][reference], ++arrived_[query], ++seen_[query];
     if (at.step == 0) expect(places_[query].insert(place).second, "two blocks at one place of a list", a_);
-    else expect(ready_[query] == schedule.compactions(at.panel, block, at.step), "a tile before its threshold", a_);
+    else expect(ready_[query] == schedule.compactions(at.panel, block, compacted), "a tile before its threshold", a_);
   }
 
   void compact(const Schedule& schedule, const Cursor& at, int job) {
-    const int query = schedule.block_of(at.panel, job / (kBlock / kCompactRows)), held = schedule.held(at.meets);
+    const int slot = schedule.compacted(at, job), block = slot / kBlock, held = schedule.meetings(at, block);
+    const int query = schedule.block_of(at.panel, block);
+    expect(slot < schedule.bottom(at.panel) - schedule.top(at.panel), "a list that is not there is compacted", a_);
     expect(arrived_[query] == unsigned(held), "a list is compacted before it is complete", a_);
+    expect(schedule.complete(at, block) == (held == references_), "the last compaction is not the last", a_);
+    room(query, at);
     if (at.step == 0)
       expect(int(places_[query].size()) == held && *places_[query].rbegin() == (held - 1) * kBlock &&
                  held * kBlock <= a_.plan.cap, "a list with holes, or longer than its room", a_);
     ++ready_[query], ++compacted_;
   }
 
+  // What a list may hold: `growth` times the references that its threshold comes from, or the least that a step takes.
+  void room(int query, const Cursor& at) {
+    if (seen_[query] == seen_by_limit_[query]) return;  // a part of the same compaction
+    const int least = at.step == 0 ? seen_[query] : at.sweep != at.other ? a_.plan.chunk / kBlock : 2 * a_.plan.width;
+    expect(seen_[query] <= std::max(a_.plan.growth * seen_by_limit_[query], seen_by_limit_[query] + least),
+           "more references between two compactions than a list has room for", a_);
+    seen_by_limit_[query] = seen_[query];
+  }
+
   void rows(const Schedule& schedule, const Cursor& at, int job) {
     const int first = job * schedule.rows_of_job();
     const int last = smaller(first + schedule.rows_of_job(), schedule.bottom(at.panel) - schedule.top(at.panel));
     for (int b = first / kBlock; b <= (last - 1) / kBlock; ++b)
-      expect(ready_[schedule.block_of(at.panel, b)] == schedule.compactions(at.panel, b, at.step + 1),
-             "a row before its list", a_);
+      expect(ready_[schedule.block_of(at.panel, b)] == schedule.all_compactions(at.panel, b), "a row before its list", a_);
     ++rows_;
   }
 
@@ -115,10 +136,11 @@ class Walk {
 
   Arguments a_{};
   int queries_, references_;
-  unsigned scanned_ = 0, packed_queries_ = 0, packed_[2] = {}, tiled_[2] = {}, compacted_ = 0, rows_ = 0;
+  unsigned scanned_ = 0, packed_queries_ = 0, packed_[kPackedBuffers] = {}, tiled_[kPackedBuffers] = {}, compacted_ = 0, rows_ = 0;
   std::vector<unsigned> arrived_, ready_;
   std::vector<std::set<int>> places_;  // of the first step, in a list
   std::vector<std::vector<int>> met_;
+  std::vector<int> seen_, seen_by_limit_;  // blocks of references: all, and those before the last compaction
   std::vector<int> buffer_;  // which block of references lies where
 };
 
@@ -134,6 +156,9 @@ int main() {
             const int N = blocks * kBlock + more;
             if (N <= wanted) continue;
             Walk(N, N, wanted, true, width, budget).run(), ++walks;
+            if (budget == kBudget)
+              for (int macros : {2, 3, 5, 8})
+                if (N / kBlock / macros >= std::max(4, 4 * wanted / kBlock)) Walk(N, N, wanted, true, width, budget, macros).run(), ++walks;
             for (int B : {1, 127, 500, 1300})
               if (blocks % 5 == 0) Walk(B, N, wanted, false, width, budget).run(), ++walks;
           }

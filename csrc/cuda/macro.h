@@ -1,0 +1,56 @@
+// Macro-blocks: the symmetric schedule for a batch whose packed rows do not fit the workspace all at once.
+//
+// Contract: blocks of rows are dealt into plan.macros macro-blocks of one size, give or take a block. Sweep j packs
+// macro-block j: first its rows meet each other, as in the symmetric schedule of schedule.h, and have thresholds then; after
+// that they meet macro-blocks j - 1, j - 2, ... 0, which are packed in turn, and each tile serves the rows of both. So after
+// sweep j the first j + 1 macro-blocks have met each other. Rows of macro-block a have seen after it
+//   in their own sweep   macro-blocks a, a - 1, ...;    in a later sweep j   macro-blocks 0 to j.
+// A list is compacted after its own macro-block, then whenever the next might have no room (growth, plan.h), and at the end.
+//
+// Three buffers hold packed rows: of the macro-block that stays, of the one that meets it, and of the next, which is packed
+// meanwhile. What a sweep begins with, macro-block j - 1, is still there from the sweep before.
+#pragma once
+
+#include "arguments.h"
+
+namespace ldreg::cuda {
+
+constexpr int kPackedBuffers = 3;
+
+class Macros {
+ public:
+  LDREG_HD Macros(const Plan& plan, int blocks) : plan_(plan), blocks_(blocks) {}
+
+  LDREG_HD int first(int macro) const { return int(int64_t(macro) * blocks_ / plan_.macros); }
+  LDREG_HD int of(int block) const { return int(((block + 1) * int64_t(plan_.macros) - 1) / blocks_); }
+  LDREG_HD int size(int macro) const { return first(macro + 1) - first(macro); }
+
+  // How many macro-blocks the rows of `macro` have seen once `sweep` has come to `other`.
+  LDREG_HD int seen(int macro, int sweep, int other) const { return macro == sweep ? sweep - other + 1 : sweep + 1; }
+
+  // ... and how many blocks that is.
+  LDREG_HD int blocks_seen(int macro, int seen) const {
+    return seen <= macro + 1 ? first(macro + 1) - first(macro + 1 - seen) : first(seen);
+  }
+
+  // Compactions of a list whose rows have seen so many macro-blocks, without those among its own.
+  LDREG_HD int compactions(int seen) const {
+    int times = 0;
+    for (int at = next(1); at <= seen && at < plan_.macros; at = next(at)) ++times;
+    return times + (seen == plan_.macros);
+  }
+  LDREG_HD bool compacts(int seen) const { return compactions(seen) > compactions(seen - 1); }
+
+ private:
+  // Macro-blocks that may be seen before the next compaction.
+  LDREG_HD int next(int seen) const {
+    const int least = blocks_ / plan_.macros, most = (blocks_ + plan_.macros - 1) / plan_.macros;
+    const int room = int(int64_t(plan_.growth) * seen * least / most);
+    return room > seen ? room : seen + 1;
+  }
+
+  const Plan& plan_;
+  int blocks_;
+};
+
+}  // namespace ldreg::cuda
