@@ -194,6 +194,14 @@ def test_little_workspace(forced: Forced, tiles: str, budget: int, same: bool) -
         assert " 1 panels" not in forced.plans[-1]
 
 
+@pytest.mark.parametrize("D", [20, 100])
+def test_macro_blocks(forced: Forced, tiles: str, D: int) -> None:
+    """An own batch that is packed in parts: sweeps, and tiles that serve both sides."""
+    forced(tiles, budget=300_000 if D == 20 else 600_000)
+    check(cases.features(2100, D, seed=3), k=10)
+    assert "packed in 4 macro-blocks" in forced.plans[-1]
+
+
 def test_fast_is_nearly_exact(forced: Forced, way: str) -> None:
     forced(way)
     x = cases.features(500, 30)
