@@ -74,6 +74,8 @@ struct Plan {
   bool once;       // all references are packed at once; else a step's at a time, in two buffers, ...
   int macros;      // ... or, if not 0, so many macro-blocks in turn, in three (macro.h)
   int width;       // blocks of references in a tile: 1, or 2 on Hopper
+  int run;         // tiles of a ticket, of one block of queries, ...
+  int kept;        // ... of which so many boxes stay in shared memory meanwhile: all or none (tile_stage_hopper.h)
   int columns;     // of a packed row: D up to a multiple of the tile's step
   int cap;         // candidates a query has room for
   int room;        // of a list in shared memory, a power of two

@@ -76,6 +76,11 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
   LDREG_HOPPER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// As many at once.
+__device__ __forceinline__ void mbarrier_arrive_times(uint64_t* barrier, int times) {
+  LDREG_HOPPER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(times) : "memory");
+}
+
 // One arrival that also makes the phase wait for `bytes` from copies. Goes before the copies it announces.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes) {
   LDREG_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)

@@ -34,7 +34,7 @@ template <class Stage>
 Limits limits_of(int device) {
   return {attribute(cudaDevAttrMultiProcessorCount, device), Stage::kThreads,
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kControlBytes, Stage::kSharedBytes, Stage::kWidth,
-          Stage::kStep};
+          Stage::kStep, Stage::kKeptColumns};
 }
 
 Limits limits_of(const Call& call, bool hopper) {
@@ -159,7 +159,7 @@ std::string Planned::words() const {
   const Plan& p = parts_->a.plan;
   if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
   return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
-         (p.once ? "packed at once" : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
+         (p.once ? "packed at once" : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" + (p.kept ? ", queries kept" : "") : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
          std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
 }
 

@@ -20,7 +20,7 @@ namespace ldreg::cuda {
 // Doubles are never packed: all of their pairs are computed.
 struct NoTiles {
   static constexpr bool kLooksAhead = false, kCompiled = true;
-  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0, kKeptColumns = 0;
   static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}
 };
 

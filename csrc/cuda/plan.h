@@ -22,9 +22,11 @@ struct Limits {
   int shared_bytes;  // for the stages of a block, without the control words
   int tile_bytes;    // ... of which the tile stage needs this many
   int width, step;   // of the tile: blocks of references, and features at a time
+  int kept_columns;  // of a block of queries that stays in shared memory; 0: the stage keeps none
 };
 
 constexpr int64_t kBudget = int64_t(62) << 20;
+constexpr int kRun = 8;  // more hardly saves copies of queries, and longer runs end less evenly
 
 // Words of the state: fixed ones, and two for each block of queries.
 inline int64_t state_words(const Plan& plan, int B) { return kFixedWords + (plan.tiles ? 2 * ceil_div(B, kBlock) : 0); }
@@ -89,6 +91,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   plan.columns = ceil_div(p.D, limits.step) * limits.step;
   plan.panel = p.B, plan.panels = 1;
   plan.stride = plan.back = 1;
+  plan.run = 1;
   plan.gamma = (1.5f * p.D + 64) * 0x1p-23f;  // tensor cores truncate partial sums; threshold.h
   if (!plan.tiles) {
     plan.room = power_above(p.wanted + kLeastRound);
@@ -115,6 +118,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   };
   if (plan.macros) {
     plan.chunk = ceil_div(reference_blocks, plan.macros) * kBlock;
+    if (plan.columns <= limits.kept_columns) plan.kept = plan.columns / limits.step, plan.run = kRun;
   } else if (!plan.once) {
     plan.chunk = whole_blocks(budget / 4 / row, 2);
     plan.most = plan.chunk / kBlock, plan.first = smaller(plan.first, plan.most);

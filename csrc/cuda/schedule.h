@@ -108,6 +108,13 @@ class Schedule {
   // Symmetric: queries and references are the same blocks; else every tile is of two blocks.
   LDREG_HD bool among_themselves(const Cursor& c) const { return c.sweep == c.other; }
 
+  // Tiles of a step and a block of queries, and tickets for these; tiles of the ticket.
+  LDREG_HD int across(const Cursor& c) const { return ceil_div(c.meets - c.met, a_.plan.width); }
+  LDREG_HD int runs(const Cursor& c) const { return ceil_div(across(c), a_.plan.run); }
+  LDREG_HD int run(const Cursor& c, unsigned ticket) const {
+    return smaller(a_.plan.run, across(c) - int(ticket - c.first) % runs(c) * a_.plan.run);
+  }
+
   // Blocks of references that each of these queries has been held against after the step.
   LDREG_HD int held(const Cursor& c) const { return blocks_held(a_.plan, references(c), c.meets); }
 
@@ -224,9 +231,9 @@ class Schedule {
   }
   LDREG_HD void tiles(Cursor& c) const {
     c.job = Job::tiles;
-    c.count = queries(c) * ceil_div(c.meets - c.met, a_.plan.width);
-    c.tiles[c.buffer] += c.count;
-    if (!among_themselves(c)) c.tiles[c.stays] += c.count;
+    c.count = queries(c) * runs(c);
+    c.tiles[c.buffer] += queries(c) * across(c);
+    if (!among_themselves(c)) c.tiles[c.stays] += queries(c) * across(c);
   }
   LDREG_HD void compact(Cursor& c) const {
     c.job = Job::compact;

@@ -115,7 +115,7 @@ __device__ __forceinline__ unsigned hits_of(const Side* rows, const Side* column
 // how many hits that leaves there; what the queue had no room for is in the lists by then.
 template <class Loop, bool kBack, class Sums>
 __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, const Side* rows, const Side* columns,
-                                         const Sums& sum, int part, Hit* queue) {
+                                         const Sums& sum, int part, Hit* queue, int room = kQueue) {
   unsigned low = ~0u, high = ~0u;
   if (!at.first_step) {
     low = hits_of<Loop, kBack>(rows, columns, sum, part);
@@ -128,7 +128,7 @@ __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, c
     if (lane_id() >= lanes) before += other;
   }
   const int total = __shfl_sync(kAllLanes, before, kWarp - 1);
-  for (int window = 0;; window += kQueue) {  // once, but for a flood
+  for (int window = 0;; window += room) {  // once, but for a flood
     int place = before - mine - window;
     const unsigned now_low = opaque(int(low)), now_high = opaque(int(high));  // an array would be on the stack
     const int row = opaque(Loop::row(0)), column = opaque(Loop::column(0));
@@ -137,13 +137,13 @@ __device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, c
       if (!((s < 32 ? now_low : now_high) >> s % 32 & 1)) continue;
       const int r = row + Loop::row_step(part + s), c = column + Loop::column_step(part + s);
       const float key = minus_twice((kBack ? rows[r] : columns[c]).norm, sum[part + s]);
-      if (unsigned(place) < unsigned(kQueue)) queue[place] = {unsigned(r | c << 8 | (kBack ? 1 << 16 : 0)), sortable(key)};
+      if (unsigned(place) < unsigned(room)) queue[place] = {unsigned(r | c << 8 | (kBack ? 1 << 16 : 0)), sortable(key)};
       ++place;
       if (s % 4 == 3) keep_order();
     }
     __syncwarp();
-    if (total - window <= kQueue) return total - window;
-    drain(a, at, queue, kQueue, lane_id(), kWarp);
+    if (total - window <= room) return total - window;
+    drain(a, at, queue, room, lane_id(), kWarp);
     __syncwarp();
   }
 }
@@ -176,13 +176,15 @@ __device__ inline void tile_done(const Arguments& a, const Cursor& at, const Til
   if (!schedule.among_themselves(at)) atomicAdd(a.s.state + kTiled + at.stays, 1u);
 }
 
-__device__ inline TileAt tile_at(const Arguments& a, const Cursor& at, unsigned ticket) {
-  const int index = int(ticket - at.first), across = ceil_div(at.meets - at.met, a.plan.width);
+// The tile of a ticket, or that of a run with this number.
+__device__ inline TileAt tile_at(const Arguments& a, const Cursor& at, unsigned ticket, int number = 0) {
   const Schedule schedule(a);
+  const int index = int(ticket - at.first), runs = schedule.runs(at);
+  const int first = at.met + (index % runs * a.plan.run + number) * a.plan.width;
   TileAt tile;
   tile.panel_rows = schedule.bottom(at.panel) - schedule.top(at.panel), tile.first_step = at.step == 0;
   for (int h = 0; h < 2; ++h)
-    tile.m[h] = meeting(a, at, index / across, h < a.plan.width ? at.met + index % across * a.plan.width + h : at.meets);
+    tile.m[h] = meeting(a, at, index / runs, h < a.plan.width ? first + h : at.meets);
   return tile;
 }
 

@@ -136,13 +136,13 @@ inline void settle(Barrier& barrier) {
   detail::progress();
 }
 
-inline void arrive(const void* p, int bytes) {
+inline void arrive(const void* p, int bytes, int times = 1) {
   detail::switch_point();
   Barrier& barrier = barrier_at(address_of(p));
-  require(barrier.pending > 0, "more arrivals at an mbarrier than its phase counts");
+  require(barrier.pending >= times && times > 0, "more arrivals at an mbarrier than its phase counts");
   require(bytes >= 0 && barrier.expected + bytes <= kMaxCount, "an mbarrier cannot count so many bytes");
   barrier.expected += bytes;
-  --barrier.pending;
+  barrier.pending -= times;
   settle(barrier);
 }
 
@@ -303,6 +303,7 @@ inline void mbarrier_invalidate(uint64_t* barrier) {
 }
 
 inline void mbarrier_arrive(uint64_t* barrier) { arrive(barrier, 0); }
+inline void mbarrier_arrive_times(uint64_t* barrier, int times) { arrive(barrier, 0, times); }
 inline void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes) { arrive(barrier, bytes); }
 
 inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -379,6 +380,7 @@ using simt::hopper::mbarrier_init;
 using simt::hopper::mbarrier_fence_init;
 using simt::hopper::mbarrier_invalidate;
 using simt::hopper::mbarrier_arrive;
+using simt::hopper::mbarrier_arrive_times;
 using simt::hopper::mbarrier_arrive_expect_tx;
 using simt::hopper::mbarrier_wait;
 using simt::hopper::tma_load_2d;

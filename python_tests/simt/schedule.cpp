@@ -27,10 +27,10 @@ class Walk {
  public:
   Walk(int B, int N, int wanted, bool same, int width, int64_t budget, int macros = 0) {
     a_.p.B = B, a_.p.N = N, a_.p.D = 64, a_.p.wanted = wanted, a_.p.same = same, a_.p.exact = true;
-    a_.plan = make_plan<float>(a_.p, true, false, {132, 256, 229376, 1000, width, 64}, budget);
+    a_.plan = make_plan<float>(a_.p, true, false, {132, 256, 229376, 1000, width, 64, width == 2 ? 512 : 0}, budget);
     queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
     if (macros) {  // so many, whatever the budget
-      a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
+      a_.plan.run = 1 + macros % 3, a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
       a_.plan.chunk = ceil_div(references_, macros) * kBlock;
       a_.plan.first = a_.plan.cap / kBlock / 2, a_.plan.most = references_, a_.plan.panel = N, a_.plan.panels = 1;
     }
@@ -53,7 +53,9 @@ class Walk {
           expect(rows_ == at.rows, "queries are packed over lists in use", a_);
           ++packed_queries_;
           break;
-        case Job::tiles: tile(schedule, at, ticket); break;
+        case Job::tiles:
+          for (int t = 0; t < schedule.run(at, ticket); ++t) tile(schedule, at, ticket, t);
+          break;
         case Job::compact: compact(schedule, at, job); break;
         case Job::rows: rows(schedule, at, job); break;
         default: return finish(at);
@@ -72,10 +74,12 @@ class Walk {
     ++packed_[buffer];
   }
 
-  void tile(const Schedule& schedule, const Cursor& at, unsigned ticket) {
+  void tile(const Schedule& schedule, const Cursor& at, unsigned ticket, int number) {
     expect(packed_[at.buffer] == at.packs[at.buffer] && packed_queries_ == at.queries, "a tile before its operands", a_);
     if (a_.plan.macros) expect(packed_[at.stays] == at.packs[at.stays], "a tile before its operands", a_);
-    const TileAt tile = tile_at(a_, at, ticket);
+    const TileAt tile = tile_at(a_, at, ticket, number);
+    expect(number == 0 || tile.m[0].query_block == queries_kept_, "a run of tiles of several blocks of queries", a_);
+    queries_kept_ = tile.m[0].query_block;
     for (int h = 0; h < a_.plan.width; ++h) {
       const Meeting& m = tile.m[h];
       expect(m.there || !m.back, "references meet queries that do not meet them", a_);
@@ -135,7 +139,7 @@ class Walk {
   }
 
   Arguments a_{};
-  int queries_, references_;
+  int queries_, references_, queries_kept_ = -1;
   unsigned scanned_ = 0, packed_queries_ = 0, packed_[kPackedBuffers] = {}, tiled_[kPackedBuffers] = {}, compacted_ = 0, rows_ = 0;
   std::vector<unsigned> arrived_, ready_;
   std::vector<std::set<int>> places_;  // of the first step, in a list
