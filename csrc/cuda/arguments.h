@@ -66,6 +66,11 @@ struct Candidate {
   int position;
 };
 
+// What packing knows of a row: the squared norm of what it packed, and what it lost of it (operands.h).
+struct alignas(8) Packed {
+  float norm, residual;
+};
+
 // How the problem is cut up. Lengths in rows unless they say otherwise.
 struct Plan {
   bool tiles;      // candidates from tensor-core tiles; else every pair exactly
@@ -107,11 +112,9 @@ struct Space {
   unsigned* ready;     // [blocks of queries] compactions done
   float* centre;       // [D]
   __half* x;           // [panel, columns], the same as y if symmetric
-  float* x_norm;       // [panel] squared norm of the packed row
-  float* x_residual;   // [panel] what packing lost of it
+  Packed* x_packed;    // [panel], the same as y_packed if symmetric
   __half* y;           // [N, or 2 or 3 chunk, columns], by position
-  float* y_norm;       // [N]
-  float* y_residual;   // [N]
+  Packed* y_packed;    // [N]
   Candidate* list;     // [panel, cap]
   unsigned* count;     // [panel]; more than cap: the row has failed
   float* limit;        // [panel] what a key has to pass

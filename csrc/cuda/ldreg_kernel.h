@@ -63,10 +63,10 @@ __device__ inline unsigned* prepare_job(const Arguments& a, const Cursor& at, un
       if (waits) wait_for(a.s.arrivals + schedule.block_of(at.panel, block), schedule.meetings(at, block));
       __syncthreads();
       const int warps = smaller(blockDim.x / kWarp, a.plan.compacting);
-      int* keys = reinterpret_cast<int*>(memory) + warp_id() * a.plan.cap;
+      char* room = memory + warp_id() * compact_bytes(a.plan.cap);
       if (warp_id() < warps) {
         for (int slot = first + warp_id(); slot < smaller(first + kCompactRows, panel_rows); slot += warps)
-          compact_list(at, schedule.complete(at, block), slot, keys);
+          compact_list(at, schedule.complete(at, block), slot, room);
       }
       __syncthreads();
       if (waits) signal(a.s.ready + schedule.block_of(at.panel, block));

@@ -18,6 +18,8 @@ constexpr float kPackedMax = 60000;    // beyond it features are clamped, and th
 constexpr float kNotFinite = 1e37f;    // norm of a row with NaN or Inf
 constexpr float kLost = 1e18f;         // residual of a row that float16 cannot follow at all
 
+constexpr int kAtOnce = 16;            // features of a row that a lane has under way
+
 // The reference met at `position`: steps of the golden ratio spread any order that references are in. Sorted by class,
 // those of a query's own class would come all in one step, too many for its list.
 __device__ inline int reference_at(const Arguments& a, int position) {
@@ -52,11 +54,11 @@ __device__ __forceinline__ void scan_rows(int job) {
   Real most = 0;
   for (int i = first + warp_id(); i < last; i += blockDim.x / kWarp) {
     const T* row = x ? row_of<T>(a.p.x, a.p.x_stride, i) : row_of<T>(a.p.y, a.p.y_stride, i);
-    for (int c = 4 * lane_id(); c < a.p.D; c += 4 * kWarp) {
-      Real v[4];
-      load4(row, c, a.p.D, a.p.aligned, v);
+    for (int c = 4 * lane_id(); c < a.p.D; c += kAtOnce * kWarp) {
+      Real v[kAtOnce];
+      load_groups(row, c, 4 * kWarp, a.p.D, a.p.aligned, v);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < kAtOnce; ++n) {
         const Real size = v[n] < 0 ? -v[n] : v[n];
         if (size <= Real(sizeof(Real) == 8 ? 1.7976931348623157e308 : 3.4028234663852886e38) && size > most) most = size;
       }
@@ -143,29 +145,35 @@ __device__ __forceinline__ void pack_rows(bool queries, int first, int end, int 
     __half* packed = (queries ? a.s.x : a.s.y) + (i + base) * a.plan.columns;
     float rounded = 0, lost = 0, square = 0;
     bool broken = false;
-    for (int c = 4 * lane_id(); c < a.plan.columns; c += 4 * kWarp) {
-      RealOf<T> wide[4];
-      load4(row, c, a.p.D, a.p.aligned, wide);
-      Four<__half> out;
+    for (int first_column = 4 * lane_id(); first_column < a.plan.columns; first_column += kAtOnce * kWarp) {
+      RealOf<T> wide[kAtOnce];
+      load_groups(row, first_column, 4 * kWarp, a.p.D, a.p.aligned, wide);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        float v = float(wide[n]);
-        const bool finite = fabsf(v) < INFINITY;
-        broken |= !finite;
-        v = finite && c + n < a.p.D ? (v - a.s.centre[c + n]) * scale : 0.0f;
-        out.v[n] = __float2half_rn(fminf(fmaxf(v, -kPackedMax), kPackedMax));
-        const float o = __half2float(out.v[n]);
-        rounded += o * o, lost += (v - o) * (v - o), square += v * v;
+      for (int group = 0; group < kAtOnce / 4; ++group) {
+        const int c = first_column + group * 4 * kWarp;
+        if (c >= a.plan.columns) break;
+        const Four<float> centre = *global(reinterpret_cast<const Four<float>*>(a.s.centre + c));
+        Four<__half> out;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          float v = float(wide[4 * group + n]);
+          const bool finite = fabsf(v) < INFINITY;
+          broken |= !finite;
+          v = finite && c + n < a.p.D ? (v - centre.v[n]) * scale : 0.0f;
+          out.v[n] = __float2half_rn(fminf(fmaxf(v, -kPackedMax), kPackedMax));
+          const float o = __half2float(out.v[n]);
+          rounded += o * o, lost += (v - o) * (v - o), square += v * v;
+        }
+        *reinterpret_cast<Four<__half>*>(packed + c) = out;
       }
-      *reinterpret_cast<Four<__half>*>(packed + c) = out;
     }
     rounded = warp_sum(rounded), lost = warp_sum(lost), square = warp_sum(square);
     broken = __any_sync(kAllLanes, broken);
     // v - centre itself is rounded, to 2^-24; squares below 1e-38 vanish from these sums, hence the constant.
     const float bound = sqrtf(lost) * 1.001f + sqrtf(square) * 1.2e-7f + 1e-17f;
     if (lane_id() != 0) continue;
-    (queries ? a.s.x_norm : a.s.y_norm)[i] = broken ? kNotFinite : rounded;
-    (queries ? a.s.x_residual : a.s.y_residual)[i] = lost == 0 && !centred ? 0.0f : bound < kLost ? bound : kLost;
+    (queries ? a.s.x_packed : a.s.y_packed)[i] = {broken ? kNotFinite : rounded,
+                                                  lost == 0 && !centred ? 0.0f : bound < kLost ? bound : kLost};
   }
   if (last == end) {
     __half* packed = (queries ? a.s.x : a.s.y) + (last + base) * a.plan.columns;

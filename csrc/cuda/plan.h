@@ -141,7 +141,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   plan.back = ((back % p.N) + p.N) % p.N;
   plan.growth = growth_for(p.wanted, plan.cap);
   plan.steps = steps_of(plan, reference_blocks);
-  plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / (plan.cap * int(sizeof(int))));
+  plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / compact_bytes(plan.cap));
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block
   plan.query_share = int(std::max<int64_t>(1, std::min<int64_t>(8, plan.panel / each)));
   return plan;
@@ -151,7 +151,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
 template <class Real>
 int stage_bytes(const Problem& p, const Plan& plan, const Limits& limits) {
   int bytes = plan.teams * team_bytes<Real>(p, plan, plan.together);
-  if (plan.tiles) bytes = std::max({bytes, limits.tile_bytes, plan.compacting * plan.cap * int(sizeof(int)), kCentreBytes});
+  if (plan.tiles) bytes = std::max({bytes, limits.tile_bytes, plan.compacting * compact_bytes(plan.cap), kCentreBytes});
   return std::max(bytes, 1024);
 }
 
@@ -171,14 +171,12 @@ inline int64_t lay_out(const Problem& p, const Plan& plan, char* memory, unsigne
   const int64_t panel = std::min<int64_t>(plan.panel, blocks * kBlock);
   take(s.centre, plan.columns);
   take(s.y, (plan.once ? references : buffers(plan) * int64_t(plan.chunk)) * plan.columns);
-  take(s.y_norm, references);
-  take(s.y_residual, references);
+  take(s.y_packed, references);
   if (plan.symmetric) {
-    s.x = s.y, s.x_norm = s.y_norm, s.x_residual = s.y_residual;
+    s.x = s.y, s.x_packed = s.y_packed;
   } else {
     take(s.x, panel * plan.columns);
-    take(s.x_norm, panel);
-    take(s.x_residual, panel);
+    take(s.x_packed, panel);
   }
   take(s.list, panel * plan.cap);
   take(s.count, panel);

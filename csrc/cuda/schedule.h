@@ -25,9 +25,9 @@ namespace ldreg::cuda {
 
 enum class Job : int { scan, pack_references, pack_queries, tiles, compact, rows, direct, none };
 
-constexpr int kScanRows = 64;     // rows of a scan job
+constexpr int kScanRows = 32;     // rows of a scan job
 constexpr int kCentreColumns = 64;  // columns of a centre job, which is a scan job too
-constexpr int kPackRows = 64;
+constexpr int kPackRows = 32;
 constexpr int kCompactRows = 32;
 
 LDREG_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }

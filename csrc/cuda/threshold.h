@@ -23,15 +23,23 @@ constexpr float kAdmitNone = std::numeric_limits<float>::quiet_NaN();
 constexpr float kTiny = 1e-30f;        // products below 2^-126 vanish
 constexpr int kFastExtra = 16;
 
-// What the test of a pair needs from one side of a tile: as a reference (bias, residual) and as a query (limit, reach).
-//   passes:  bias_j - 2 x^.y^ - residual_j * reach_i <= limit_i
-struct Side {
-  float norm, bias, residual, limit, reach;
+// What the test of a pair needs of a row as a reference and as a query.
+struct alignas(8) AsReference {
+  float bias, residual;
+};
+struct alignas(8) AsQuery {
+  float limit, reach;
 };
 
-__device__ inline float slack_of(const Arguments& a, float norm, float residual) {
-  return a.plan.gamma * norm + residual * residual;
+__device__ inline bool passes(AsReference j, AsQuery i, float product) {
+  return minus_twice(j.bias, product) - j.residual * i.reach <= i.limit;
 }
+__device__ inline bool passes(AsQuery i, AsReference j, float product) { return passes(j, i, product); }
+
+__device__ inline float slack_of(const Arguments& a, Packed y) { return a.plan.gamma * y.norm + y.residual * y.residual; }
+
+// Of shared memory, to compact a list: key, position, slack and residual of each candidate.
+LDREG_HD int compact_bytes(int cap) { return cap * 4 * int(sizeof(int)); }
 
 // The smallest key t that at least `wanted` of keys[0..n) do not exceed, or any above it that at most `enough` do not:
 // bisection, by one warp. Returns kNever if there are fewer.
@@ -56,21 +64,42 @@ __device__ inline int split_keys(const int* keys, int n, int wanted, int enough)
   return high;
 }
 
-// Lower the threshold of the query at `slot`, and keep in its list what passes. By one warp; keys: [cap] of its own.
-__device__ __forceinline__ void compact_list(const Cursor& at, bool last, int slot, int* keys) {
+// Lower the threshold of the query at `slot`, and keep in its list what passes. By one warp; room: compact_bytes() of its
+// own. The list is read once, four candidates a lane at a time, and what packing knows of them with it.
+__device__ __forceinline__ void compact_list(const Cursor& at, bool last, int slot, char* room) {
   const Arguments& a = arguments();
   const int lane = lane_id();
   Candidate* list = a.s.list + int64_t(slot) * a.plan.cap;
   const int query = query_of(a, at.panel, slot), own = own_row(a.p, query);
   const int own_position = own < 0 ? -1 : int(own * a.plan.back % a.p.N);
-  const float norm = a.s.x_norm[slot], residual = a.s.x_residual[slot];
+  const auto [norm, residual] = a.s.x_packed[slot];
+  int* keys = reinterpret_cast<int*>(room);
+  int* positions = keys + a.plan.cap;
+  float* slacks = reinterpret_cast<float*>(positions + a.plan.cap);
+  float* residuals = slacks + a.plan.cap;
   // The first step has no threshold: it puts every reference at its place.
   const unsigned listed = at.step == 0 ? unsigned(smaller(Schedule(a).held(at) * kBlock, a.plan.cap)) : a.s.count[slot];
   const bool good = norm < kNotFinite && residual < kLost && listed <= unsigned(a.plan.cap);
   const int n = good ? int(listed) : 0;
-  for (int c = lane; c < n; c += kWarp) {
-    const Candidate item = list[c];
-    keys[c] = item.position == own_position ? kNever : item.key;
+  constexpr int kTogether = 4;
+  for (int first = lane; first < n; first += kTogether * kWarp) {
+    Candidate item[kTogether];
+    Packed y[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int c = first + i * kWarp;
+      item[i] = c < n ? *global(list + c) : Candidate{kNever, 0};
+      if (item[i].position == own_position) item[i].key = kNever;
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) y[i] = a.p.exact && item[i].key < kNever ? *global(a.s.y_packed + item[i].position) : Packed{0, 0};
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int c = first + i * kWarp;
+      if (c >= n) break;
+      keys[c] = item[i].key, positions[c] = item[i].position;
+      slacks[c] = slack_of(a, y[i]), residuals[c] = y[i].residual;
+    }
   }
   __syncwarp();
 
@@ -81,10 +110,7 @@ __device__ __forceinline__ void compact_list(const Cursor& at, bool last, int sl
     // The largest error among the references counted, for the upper bound of the k-th distance.
     float slack = 0, width = 0;
     for (int c = lane; c < n; c += kWarp) {
-      if (keys[c] > t) continue;
-      const int j = list[c].position;
-      slack = fmaxf(slack, slack_of(a, a.s.y_norm[j], a.s.y_residual[j]));
-      width = fmaxf(width, a.s.y_residual[j]);
+      if (keys[c] <= t) slack = fmaxf(slack, slacks[c]), width = fmaxf(width, residuals[c]);
     }
     slack = warp_max(slack), width = warp_max(width);
     const float q = norm * (1 + a.plan.gamma) + from_sortable(t) + slack + kTiny;
@@ -98,20 +124,12 @@ __device__ __forceinline__ void compact_list(const Cursor& at, bool last, int sl
   int kept = 0;
   for (int f = 0; f < n; f += kWarp) {
     const int c = f + lane;
-    Candidate item{kNever, 0};
-    bool passes = false;
-    if (c < n && keys[c] < kNever) {
-      item = list[c];
-      float lower = from_sortable(item.key);
-      if (a.p.exact) {
-        const float r = a.s.y_residual[item.position];
-        lower -= slack_of(a, a.s.y_norm[item.position], r) + r * reach;
-      }
-      passes = lower <= limit;
-    }
-    const unsigned mask = __ballot_sync(kAllLanes, passes);
-    __syncwarp();  // everyone has read: what is before f + 32 may be overwritten
-    if (passes) list[kept + __popc(mask & ((1u << lane) - 1))] = item;
+    const int key = c < n ? keys[c] : kNever;
+    float lower = from_sortable(key);
+    if (a.p.exact && key < kNever) lower -= slacks[c] + residuals[c] * reach;
+    const bool stays = key < kNever && lower <= limit;
+    const unsigned mask = __ballot_sync(kAllLanes, stays);
+    if (stays) list[kept + __popc(mask & ((1u << lane) - 1))] = {key, positions[c]};
     kept += __popc(mask);
   }
   bool failed = !good;

@@ -1,11 +1,14 @@
 // The distance tile: sums of products to candidates. What follows every main loop, whichever tensor core it used.
 //
-// Contract: a main loop `Loop` leaves every thread with kSums products of packed rows, of which Loop::row(s) and
-// Loop::column(s) say where in the tile they belong. In the first step every key goes to its place in the query's list;
-// later, keys that pass the threshold (threshold.h) go into a warp's queue in shared memory, from which threads append them
-// to the lists, each waiting for the answer to an atomic of its own. If the plan is symmetric, the same product offers
-// row i to column j's list as well.
+// Contract: a main loop leaves every thread with kSums products of packed rows, four at a time from two rows, eight apart,
+// and two neighbouring columns; `Layout` says which. In the first step every key has its place in the query's list, and
+// threads write it there (place_keys). Later, `find_hits` marks the products that pass the threshold (threshold.h),
+// `reserve` numbers them through the block, `push_hits` puts them into the block's queue in shared memory, as many as there
+// is room for, and `drain` appends them to the lists, each thread waiting for the answers to atomics of its own. If the plan
+// is symmetric, the same product offers row i to column j's list as well.
 #pragma once
+
+#include <type_traits>
 
 #include "threshold.h"
 
@@ -33,13 +36,14 @@ __device__ inline Meeting meeting(const Arguments& a, const Cursor& at, int bloc
   return m;
 }
 
-// A hit: row and column in the tile, and whose list it is for.
+// A hit: row and column in the tile, whose list it is for, and the product.
 struct Hit {
-  unsigned where;  // row | column << 8 | (1 << 16 if the column is the query)
-  int key;
+  unsigned where;  // row | column << 8, and kToColumn if the column is the query
+  float product;
 };
 
-constexpr int kQueue = 256;  // hits that a warp has room for at a time
+constexpr unsigned kToColumn = 1 << 16;
+constexpr int kFours = 16;  // of the products of a thread: two rows, eight apart, by two neighbouring columns
 
 // Where the tile's rows and columns are: one block of queries, and up to two of references.
 struct TileAt {
@@ -52,99 +56,186 @@ struct TileAt {
   }
 };
 
-// Sides of a block's rows; dead rows admit nothing, and nothing admits them.
-__device__ inline Side query_side(const Arguments& a, const TileAt& at, int slot, bool asked) {
-  Side side{INFINITY, INFINITY, 0, kAdmitNone, 0};
-  if (asked && !at.first_step && slot < at.panel_rows) side.limit = a.s.limit[slot], side.reach = a.s.reach[slot];
-  return side;
+// What the tests need of the tile's rows or of its columns, in shared memory.
+template <int kCount>
+struct alignas(16) Sides {
+  AsReference reference[kCount];
+  AsQuery query[kCount];
+};
+
+// Dead rows admit nothing, and nothing admits them.
+__device__ inline AsQuery as_query(const Arguments& a, const TileAt& at, int slot, bool asked) {
+  if (!asked || at.first_step || slot >= at.panel_rows) return {kAdmitNone, 0};
+  return {a.s.limit[slot], a.s.reach[slot]};
 }
 
-__device__ inline void reference_side(const Arguments& a, int position, Side& side) {
-  side.norm = side.bias = INFINITY, side.residual = 0;
-  if (position >= a.p.N) return;
-  side.norm = side.bias = a.s.y_norm[position];
-  if (!a.p.exact) return;
-  side.residual = a.s.y_residual[position];
-  side.bias -= slack_of(a, side.norm, side.residual);
+__device__ inline AsReference as_reference(const Arguments& a, const TileAt& at, int position, bool asked) {
+  if (!asked || position >= a.p.N) return {INFINITY, 0};
+  const Packed y = a.s.y_packed[position];
+  if (at.first_step || !a.p.exact) return {y.norm, 0};
+  return {y.norm - slack_of(a, y), y.residual};
 }
 
-// By `threads` threads, of which this is number `thread`: queue[0..n) to the lists. In the first step to the place of the
-// reference, kNever for those that are no candidates.
-__device__ inline void drain(const Arguments& a, const TileAt& at, const Hit* queue, int n, int thread, int threads) {
-  for (int h = thread; h < n; h += threads) {
-    const Hit hit = queue[h];
-    const int row = hit.where & 255, column = hit.where >> 8 & 255;
-    // Symmetric, slots are positions: a column is a query, too, and a row its reference.
-    const bool back = hit.where >> 16;
-    const int query = back ? at.position(column) : at.slot(row), reference = back ? at.slot(row) : at.position(column);
-    if (query >= at.panel_rows) continue;
-    int key = hit.key;
-    unsigned place;
-    if (at.first_step) {
-      const Meeting& m = at.m[column / kBlock];
-      if (!(back ? m.back : m.there)) continue;
-      place = back ? m.place_back + row : m.place + column % kBlock;
-      if (!(from_sortable(key) < kAdmitAll)) key = kNever;
-    } else {
-      place = atomicAdd(a.s.count + query, 1u);
+// Sides of the row or column that this is the `i`-th of.
+template <int kCount>
+__device__ inline void look_up_column(const Arguments& a, const TileAt& at, int i, Sides<kCount>& columns) {
+  const Meeting& m = at.m[i / kBlock];
+  const int position = at.position(i);
+  columns.reference[i] = as_reference(a, at, position, m.there), columns.query[i] = as_query(a, at, position, m.back);
+}
+
+__device__ inline void look_up_row(const Arguments& a, const TileAt& at, int i, Sides<kBlock>& rows) {
+  const bool there = at.m[0].there || at.m[1].there, back = at.m[0].back || at.m[1].back;
+  const int slot = at.slot(i);
+  rows.reference[i] = as_reference(a, at, slot, back), rows.query[i] = as_query(a, at, slot, there);
+}
+
+// What a test needs of the tile's rows and of its columns; kBack: the columns are the queries.
+template <bool kBack> using OfRow = std::conditional_t<kBack, AsReference, AsQuery>;
+template <bool kBack> using OfColumn = std::conditional_t<kBack, AsQuery, AsReference>;
+
+// Two neighbours, by one load; the first has an even index.
+template <class Item>
+__device__ inline void load_two(const Item* items, int i, Item (&out)[2]) {
+  const float4 both = *reinterpret_cast<const float4*>(items + i);
+  out[0] = {both.x, both.y}, out[1] = {both.z, both.w};
+}
+
+__device__ inline Candidate candidate(float norm, float product, int position) {
+  const float key = minus_twice(norm, product);
+  return {key < kAdmitAll ? sortable(key) : kNever, position};
+}
+
+// The first step: every key to its place, kNever for those that are no candidates. kBack: the columns are the queries.
+template <class Layout, bool kBack, class Rows, class Columns, class Sums>
+__device__ __forceinline__ void place_keys(const Arguments& a, const TileAt& at, const Rows& rows, const Columns& columns,
+                                           const Sums& sum) {
+  struct alignas(16) Two {
+    Candidate v[2];
+  };
+  const int row = opaque(Layout::row()), column = opaque(Layout::column()), cap = a.plan.cap;
+  const int slot = at.slot(row), position = at.position(column);
+  const Meeting& m = at.m[column / kBlock];
+  Candidate* list = global(a.s.list) + (kBack ? m.place_back : m.place + column % kBlock);
+#pragma unroll(Layout::kUnroll)
+  for (int g = 0; g < kFours; ++g) {
+    const int r = Layout::row_step(g), c = Layout::column_step(g);  // from the thread's first
+    const int i = opaque(slot) + r, j = opaque(position) + c;       // else all addresses would be known before the first store
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int query = kBack ? j + h : i + 8 * h;
+      if (query >= at.panel_rows) continue;
+      Candidate* to = list + int64_t(query) * cap;
+      if constexpr (kBack) {
+        to += row + r;
+        to[0] = candidate(rows.reference[row + r].bias, sum[4 * g + h], i);
+        to[8] = candidate(rows.reference[row + r + 8].bias, sum[4 * g + 2 + h], i + 8);
+      } else {
+        AsReference y[2];
+        load_two(columns.reference, column + c, y);
+        *reinterpret_cast<Two*>(to + c) = {candidate(y[0].bias, sum[4 * g + 2 * h], j),
+                                           candidate(y[1].bias, sum[4 * g + 2 * h + 1], j + 1)};
+      }
     }
-    if (place < unsigned(a.plan.cap)) a.s.list[int64_t(query) * a.plan.cap + place] = {key, reference};
+    keep_order();
   }
 }
 
-// Those of 32 products from `part` on that pass, as bits. Sums: sum[s] is this thread's s-th product. kBack: the columns
-// are the queries.
-template <class Loop, bool kBack, class Sums>
-__device__ __forceinline__ unsigned hits_of(const Side* rows, const Side* columns, const Sums& sum, int part) {
-  unsigned hits = 0;
-  const int first_row = opaque(Loop::row(0)), first_column = opaque(Loop::column(0));
-#pragma unroll(Loop::kUnroll)
-  for (int s = 0; s < 32; ++s) {
-    const Side& row = rows[first_row + Loop::row_step(part + s)];
-    const Side& column = columns[first_column + Loop::column_step(part + s)];
-    const Side& query = kBack ? column : row;
-    const Side& reference = kBack ? row : column;
-    const float lower = minus_twice(reference.bias, sum[part + s]) - reference.residual * query.reach;
-    hits |= unsigned(lower <= query.limit) << s;
-    if (s % 4 == 3) keep_order();
+// Which of a thread's products pass, as bits.
+struct Hits {
+  unsigned low = 0, high = 0;
+};
+
+template <class Layout, bool kBack, class Rows, class Columns, class Sums>
+__device__ __forceinline__ Hits find_hits(const Rows& rows, const Columns& columns, const Sums& sum) {
+  const OfRow<kBack>* of_rows;
+  const OfColumn<kBack>* of_columns;
+  if constexpr (kBack) of_rows = rows.reference, of_columns = columns.query;
+  else of_rows = rows.query, of_columns = columns.reference;
+  const int first_row = opaque(Layout::row()), first_column = opaque(Layout::column());
+  Hits hits;
+  OfRow<kBack> row[2];
+#pragma unroll(Layout::kUnroll)
+  for (int g = 0; g < kFours; ++g) {
+    const int r = first_row + Layout::row_step(g);
+    if (g % Layout::kFoursOfRow == 0) row[0] = of_rows[r], row[1] = of_rows[r + 8];
+    OfColumn<kBack> column[2];
+    load_two(of_columns, first_column + Layout::column_step(g), column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (passes(row[e / 2], column[e % 2], sum[4 * g + e])) (g < 8 ? hits.low : hits.high) |= 1u << (4 * g + e) % 32;
+    keep_order();
   }
   return hits;
 }
 
-// Push what passes of the 64 products from `part` on, in the first step everything, by a warp into its own queue. Returns
-// how many hits that leaves there; what the queue had no room for is in the lists by then.
-template <class Loop, bool kBack, class Sums>
-__device__ __forceinline__ int push_hits(const Arguments& a, const TileAt& at, const Side* rows, const Side* columns,
-                                         const Sums& sum, int part, Hit* queue, int room = kQueue) {
-  unsigned low = ~0u, high = ~0u;
-  if (!at.first_step) {
-    low = hits_of<Loop, kBack>(rows, columns, sum, part);
-    high = hits_of<Loop, kBack>(rows, columns, sum, part + 32);
-  }
-  const int mine = __popc(low) + __popc(high);
+// Numbers the hits of a block. By a warp: returns the first number of this lane's. total: so far, in shared memory.
+__device__ __forceinline__ int reserve(Hits hits, int* total) {
+  const int mine = __popc(hits.low) + __popc(hits.high);
+  if (!__any_sync(kAllLanes, mine)) return 0;
   int before = mine;  // with those of the lanes below, once the loop is through
   for (int lanes = 1; lanes < kWarp; lanes *= 2) {
     const int other = __shfl_up_sync(kAllLanes, before, lanes);
     if (lane_id() >= lanes) before += other;
   }
-  const int total = __shfl_sync(kAllLanes, before, kWarp - 1);
-  for (int window = 0;; window += room) {  // once, but for a flood
-    int place = before - mine - window;
-    const unsigned now_low = opaque(int(low)), now_high = opaque(int(high));  // an array would be on the stack
-    const int row = opaque(Loop::row(0)), column = opaque(Loop::column(0));
-#pragma unroll(Loop::kUnroll)
-    for (int s = 0; s < 64; ++s) {
-      if (!((s < 32 ? now_low : now_high) >> s % 32 & 1)) continue;
-      const int r = row + Loop::row_step(part + s), c = column + Loop::column_step(part + s);
-      const float key = minus_twice((kBack ? rows[r] : columns[c]).norm, sum[part + s]);
-      if (unsigned(place) < unsigned(room)) queue[place] = {unsigned(r | c << 8 | (kBack ? 1 << 16 : 0)), sortable(key)};
+  int first = 0;
+  if (lane_id() == kWarp - 1) first = atomicAdd(total, before);
+  return __shfl_sync(kAllLanes, first, kWarp - 1) + before - mine;
+}
+
+// This thread's hits to queue[place], [place + 1] ..., as far as these are in queue[0..room).
+template <class Layout, class Sums>
+__device__ __forceinline__ void push_hits(const Sums& sum, Hits hits, bool back, int place, Hit* queue, int room) {
+  const unsigned low = opaque(int(hits.low)), high = opaque(int(hits.high));  // else their bits would be known already
+  const unsigned first = opaque(Layout::row() | Layout::column() << 8 | (back ? kToColumn : 0));
+#pragma unroll(Layout::kUnroll)
+  for (int g = 0; g < kFours; ++g) {
+    const unsigned four = (g < 8 ? low : high) >> g % 8 * 4 & 15;
+    if (four == 0) continue;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (!(four >> e & 1)) continue;
+      const int step = (Layout::row_step(g) + e / 2 * 8) + ((Layout::column_step(g) + e % 2) << 8);
+      if (unsigned(place) < unsigned(room)) queue[place] = {first + step, sum[4 * g + e]};
       ++place;
-      if (s % 4 == 3) keep_order();
     }
-    __syncwarp();
-    if (total - window <= room) return total - window;
-    drain(a, at, queue, room, lane_id(), kWarp);
-    __syncwarp();
+    keep_order();
+  }
+}
+
+// Whose list a hit is for, and the reference. Symmetric, slots are positions: a column is a query, too, and a row its
+// reference.
+struct Pair {
+  int query, reference;
+};
+
+__device__ inline Pair pair_of(const TileAt& at, unsigned where) {
+  const int slot = at.slot(where & 255), position = at.position(where >> 8 & 255);
+  return where & kToColumn ? Pair{position, slot} : Pair{slot, position};
+}
+
+// By `threads` threads, of which this is number `thread`: queue[0..n) to the lists. kTogether: atomics that a thread has
+// under way.
+template <int kTogether>
+__device__ __forceinline__ void drain(const Arguments& a, const TileAt& at, const Hit* queue, int n, int thread, int threads) {
+  for (int first = thread; first < n; first += kTogether * threads) {
+    unsigned place[kTogether];
+    float norm[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      place[i] = a.plan.cap;
+      if (first + i * threads >= n) continue;
+      const Pair pair = pair_of(at, queue[first + i * threads].where);
+      if (pair.query >= at.panel_rows) continue;
+      place[i] = atomicAdd(global(a.s.count) + pair.query, 1u), norm[i] = global(a.s.y_packed)[pair.reference].norm;
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (place[i] >= unsigned(a.plan.cap)) continue;
+      const Hit hit = queue[first + i * threads];
+      const Pair pair = pair_of(at, hit.where);
+      global(a.s.list)[int64_t(pair.query) * a.plan.cap + place[i]] = {sortable(minus_twice(norm[i], hit.product)), pair.reference};
+    }
   }
 }
 

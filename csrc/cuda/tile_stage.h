@@ -13,10 +13,13 @@ struct TileStage {
   static constexpr bool kLooksAhead = false, kCompiled = true;
   static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4, kKeptColumns = 0;
 
+  static constexpr int kQueue = 2048;  // hits there is room for at a time
+
   struct Shared {  // where the operands were
     float sum[Loop::kSums][kThreads];
-    Side rows[kBlock], columns[kBlock];
-    Hit queue[kThreads / kWarp][kQueue];
+    Sides<kBlock> rows, columns;
+    int found[2];  // hits for queries and for references
+    Hit queue[kQueue];
   };
 
   // Products in shared memory, each its thread's own: what follows can then loop over them, and few registers do.
@@ -25,11 +28,11 @@ struct TileStage {
     __device__ float operator[](int s) const { return mine[s * kThreads]; }
   };
   struct Layout {
-    static constexpr int kSums = Loop::kSums, kUnroll = 4;
-    static __device__ int row(int s) { return Loop::row(s); }
-    static __device__ int column(int s) { return Loop::column(s); }
-    static __device__ int row_step(int s) { return Loop::row(s) - Loop::row(0); }
-    static __device__ int column_step(int s) { return Loop::column(s) - Loop::column(0); }
+    static constexpr int kUnroll = 4, kFoursOfRow = 4;
+    static __device__ int row() { return Loop::row(0); }
+    static __device__ int column() { return Loop::column(0); }
+    static __device__ int row_step(int four) { return Loop::row(4 * four) - Loop::row(0); }
+    static __device__ int column_step(int four) { return Loop::column(4 * four) - Loop::column(0); }
   };
   static constexpr int kSharedBytes = Loop::kSharedBytes > int(sizeof(Shared)) ? Loop::kSharedBytes : int(sizeof(Shared));
   static_assert(kControlBytes + kSharedBytes <= 99 << 10, "what a block may have on consumer GPUs");
@@ -51,11 +54,6 @@ struct TileStage {
  private:
   static __device__ inline void one_tile(const Arguments& a, const Cursor& at, const TileAt& tile, char* memory) {
     const int columns = a.plan.columns;
-    const bool row = thread_id() < kBlock, back = tile.m[0].back;
-    const int i = thread_id() % kBlock, slot = tile.slot(i), position = tile.position(i);
-    Side side = query_side(a, tile, row ? slot : position, row || back);
-    if (!row || back) reference_side(a, row ? slot : position, side);
-
     float sum[Loop::kSums];
     const Schedule schedule(a);
     Loop::multiply(a.s.x + (tile.m[0].query_block * kBlock + schedule.query_base(at)) * columns,
@@ -64,18 +62,31 @@ struct TileStage {
     Shared& shared = *reinterpret_cast<Shared*>(memory);
 #pragma unroll
     for (int s = 0; s < Loop::kSums; ++s) shared.sum[s][thread_id()] = sum[s];
-    (row ? shared.rows : shared.columns)[i] = side;
+    if (thread_id() < kBlock) look_up_row(a, tile, thread_id(), shared.rows);
+    else look_up_column(a, tile, thread_id() - kBlock, shared.columns);
+    if (thread_id() < 2) shared.found[thread_id()] = 0;
     __syncthreads();
     const Sums sums{&shared.sum[0][thread_id()]};
-    Hit* queue = shared.queue[warp_id()];
-    int n = push_hits<Layout, false>(a, tile, shared.rows, shared.columns, sums, 0, queue);
-    drain(a, tile, queue, n, lane_id(), kWarp);
-    if (!back) return;
-    __syncwarp();
-    n = push_hits<Layout, true>(a, tile, shared.rows, shared.columns, sums, 0, queue);
-    drain(a, tile, queue, n, lane_id(), kWarp);
+    append<false>(a, tile, sums, shared);
+    if (tile.m[0].back) append<true>(a, tile, sums, shared);
   }
-  static_assert(Loop::kSums == 64, "push_hits takes 64 products");
+
+  // To the lists of the queries or, if kBack, of the references.
+  template <bool kBack>
+  static __device__ inline void append(const Arguments& a, const TileAt& tile, const Sums& sums, Shared& shared) {
+    if (tile.first_step) return place_keys<Layout, kBack>(a, tile, shared.rows, shared.columns, sums);
+    const Hits hits = find_hits<Layout, kBack>(shared.rows, shared.columns, sums);
+    const int mine = reserve(hits, shared.found + kBack);
+    __syncthreads();
+    const int total = shared.found[kBack];
+    for (int window = 0; window < total; window += kQueue) {  // once, but for a flood
+      push_hits<Layout>(sums, hits, kBack, mine - window, shared.queue, kQueue);
+      __syncthreads();
+      drain<4>(a, tile, shared.queue, smaller(total - window, kQueue), thread_id(), kThreads);
+      __syncthreads();
+    }
+  }
+  static_assert(Loop::kSums == 4 * kFours);
 };
 
 }  // namespace ldreg::cuda

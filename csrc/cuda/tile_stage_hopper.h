@@ -27,6 +27,7 @@ struct HopperTileStage {
   static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER;
   static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1;
   static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kBuffers = 2;
+  static constexpr int kQueue = 4096;  // hits there is room for at a time
   static constexpr int kBoxBytes = kBlock * kStep * 2, kOfStep = 1 + kWidth, kBoxes = 3 * kOfStep, kMoreBoxes = 3;
   static constexpr int kKeptColumns = (kBoxes + kMoreBoxes - 4) * kStep;
 
@@ -42,13 +43,15 @@ struct HopperTileStage {
     uint64_t record_full[kBuffers], record_empty[kBuffers];
     uint64_t queue_full[kBuffers], queue_empty[kBuffers];
     Record record[kBuffers];
-    int count[kBuffers][kMatrixWarps];
-    Side rows[kBlock], columns[kWidth * kBlock];
-    Hit queue[kBuffers][kMatrixWarps][kQueue];
+    Sides<kBlock> rows;
+    Sides<kWidth * kBlock> columns;
+    int found[3];         // hits of this round, of the last and of the next
+    int count[kBuffers];  // of the queue
+    Hit queue[kBuffers][kQueue];
   };
   static constexpr int kSharedBytes = kBoxes * kBoxBytes + int(sizeof(Shared)), kEnd = kSharedBytes / 1024 * 1024;
-  static constexpr int kKeptQueue = (int(sizeof(Shared::queue)) - kMoreBoxes * kBoxBytes - 1024) / int(sizeof(Hit)) /
-                                    (kBuffers * kMatrixWarps);  // hits there is room for then
+  static constexpr int kKeptQueue =  // hits there is room for then
+      (int(sizeof(Shared::queue)) - kMoreBoxes * kBoxBytes - 1024) / int(sizeof(Hit)) / kBuffers;
   static_assert(kControlBytes + kSharedBytes <= 227 << 10, "what a block may have on Hopper");
 
   // Where a role stands in a ring of buffers; the parity flips at every turn.
@@ -76,18 +79,18 @@ struct HopperTileStage {
   static __device__ int slots(const Arguments& a) { return a.plan.kept > 0 ? kBoxes + kMoreBoxes - a.plan.kept : kBoxes; }
 
   static __device__ int queue_room(const Arguments& a) { return a.plan.kept > 0 ? kKeptQueue : kQueue; }
-  static __device__ Hit* queue_of(const Arguments& a, Shared& shared, int buffer, int warp) {
-    return &shared.queue[0][0][0] + (buffer * kMatrixWarps + warp) * queue_room(a);
+  static __device__ Hit* queue_of(const Arguments& a, Shared& shared, int buffer) {
+    return shared.queue[0] + buffer * queue_room(a);
   }
 
   // Warpgroups stand 2 x 2: 64 rows, and one of the two blocks of references.
   struct Layout {
-    static constexpr int kSums = 64, kUnroll = 64;
+    static constexpr int kSums = 64, kUnroll = kFours, kFoursOfRow = kFours;
     static __device__ int group() { return warp_id() / 4 - 1; }
-    static __device__ int row(int s) { return group() % 2 * 64 + wgmma_row(s); }
-    static __device__ int column(int s) { return group() / 2 * kBlock + wgmma_column(s); }
-    static __device__ int row_step(int s) { return (s >> 1 & 1) * 8; }
-    static __device__ int column_step(int s) { return s / 4 * 8 + (s & 1); }
+    static __device__ int row() { return group() % 2 * 64 + wgmma_row(0); }
+    static __device__ int column() { return group() / 2 * kBlock + wgmma_column(0); }
+    static __device__ int row_step(int) { return 0; }
+    static __device__ int column_step(int four) { return four * 8; }
   };
 
   static __device__ __forceinline__ void run(Cursor& at, unsigned& ticket, TileAt&, char* memory, const TensorMap* maps) {
@@ -116,6 +119,7 @@ struct HopperTileStage {
       mbarrier_init(shared.queue_full + i, kMatrixWarps);
       mbarrier_init(shared.queue_empty + i, kSelectionWarps);
     }
+    for (int& found : shared.found) found = 0;
     mbarrier_fence_init();
   }
 
@@ -189,6 +193,7 @@ struct HopperTileStage {
     const int thread = thread_id() - kTeam;
     Place ring;
     Turn<kBuffers> record, queue;
+    Turn<3> found;
     for (;; record.advance()) {
       mbarrier_wait(shared.record_full + record.at, record.parity);
       const Record& tile = shared.record[record.at];
@@ -222,14 +227,16 @@ struct HopperTileStage {
       warpgroup_finish(sum);
       if (there && a.plan.kept == 0) release(shared, previous, group);
 
-      look_up(a, tile, thread, shared);
-      named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);
-      round<false>(a, tile.tile, sum, shared, queue);
-      if (a.plan.symmetric) round<true>(a, tile.tile, sum, shared, queue);
-      named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);  // the sides are no longer read
+      look_up(a, tile.tile, thread, shared);
+      matrix_barrier();
+      round<false>(a, tile.tile, thread, sum, shared, queue, found);
+      if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue, found);
       if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at);
     }
   }
+
+  static constexpr int kMatrixThreads = kMatrixWarps * kWarp, kMatrixBarrier = 8, kSelectionBarrier = 9;
+  static __device__ void matrix_barrier() { named_barrier(kMatrixBarrier, kMatrixThreads); }
 
   // The boxes of a step that begins at `at`. Half of the warps read a box of references, so they arrive twice.
   static __device__ __forceinline__ void release(Shared& shared, int at, int group) {
@@ -238,36 +245,44 @@ struct HopperTileStage {
     mbarrier_arrive_times(shared.empty + at + 1 + group / 2, 2);
   }
 
-  static constexpr int kMatrixBarrier = 8, kSelectionBarrier = 9;
 
   // Sides of the tile: 384 of the 512 threads have one to look up.
-  static __device__ __forceinline__ void look_up(const Arguments& a, const Record& record, int thread, Shared& shared) {
-    const TileAt& tile = record.tile;
-    if (thread < kWidth * kBlock) {
-      const Meeting& m = tile.m[thread / kBlock];
-      const int position = tile.position(thread);
-      Side column = query_side(a, tile, position, m.back);
-      if (m.there) reference_side(a, position, column);
-      shared.columns[thread] = column;
-    } else if (thread < (kWidth + 1) * kBlock) {
-      const int row = thread - kWidth * kBlock;
-      Side side = query_side(a, tile, tile.slot(row), tile.m[0].there || tile.m[1].there);
-      if (tile.m[0].back || tile.m[1].back) reference_side(a, tile.slot(row), side);
-      shared.rows[row] = side;
-    }
+  static __device__ __forceinline__ void look_up(const Arguments& a, const TileAt& tile, int thread, Shared& shared) {
+    if (thread < kWidth * kBlock) look_up_column(a, tile, thread, shared.columns);
+    else if (thread < (kWidth + 1) * kBlock) look_up_row(a, tile, thread - kWidth * kBlock, shared.rows);
   }
 
-  // A round of the queue: hits for the lists of the queries or, if kBack, of the references.
+  // A round of the queue: hits for the lists of the queries or, if kBack, of the references. After its barrier nobody
+  // reads the sides any more for it.
   template <bool kBack>
-  static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, const float (&sum)[Layout::kSums],
-                                               Shared& shared, Turn<kBuffers>& queue) {
-    const int warp = warp_id() - kTeam / kWarp;
-    mbarrier_wait(shared.queue_empty + queue.at, queue.parity ^ 1);
-    const int n = push_hits<Layout, kBack>(a, tile, shared.rows, shared.columns, sum, 0, queue_of(a, shared, queue.at, warp), queue_room(a));
-    if (lane_id() == 0) {
-      shared.count[queue.at][warp] = n;
-      mbarrier_arrive(shared.queue_full + queue.at);
+  static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, int thread,
+                                               const float (&sum)[Layout::kSums], Shared& shared, Turn<kBuffers>& queue,
+                                               Turn<3>& found) {
+    const Meeting& m = tile.m[Layout::group() / 2];
+    Hits hits;
+    if (kBack ? m.back : m.there) {
+      if (tile.first_step) place_keys<Layout, kBack>(a, tile, shared.rows, shared.columns, sum);
+      else hits = find_hits<Layout, kBack>(shared.rows, shared.columns, sum);
     }
+    int place = reserve(hits, shared.found + found.at);
+    matrix_barrier();
+    int n = shared.found[found.at];
+    found.advance();
+    if (thread == 0) shared.found[(found.at + 1) % 3] = 0;  // the last round's: everyone has read it
+    mbarrier_wait(shared.queue_empty + queue.at, queue.parity ^ 1);
+    Hit* hit = queue_of(a, shared, queue.at);
+    while (n > 0) {
+      const int room = queue_room(a);
+      push_hits<Layout>(sum, hits, kBack, place, hit, room);
+      if (n <= room) break;
+      matrix_barrier();  // a flood: the three warps would take too long
+      drain<2>(a, tile, hit, room, thread, kMatrixThreads);
+      matrix_barrier();
+      n -= room, place -= room;
+    }
+    if (thread == 0) shared.count[queue.at] = n;
+    __syncwarp();
+    if (lane_id() == 0) mbarrier_arrive(shared.queue_full + queue.at);
     queue.advance();
   }
 
@@ -281,12 +296,7 @@ struct HopperTileStage {
       if (tile.at.job != Job::tiles) return;
       for (int r = 0; r < (a.plan.symmetric ? 2 : 1); ++r, queue.advance()) {
         mbarrier_wait(shared.queue_full + queue.at, queue.parity);
-        int before = 0;  // hits of the warps before this one: all threads take turns over the hits of all
-        for (int w = 0; w < kMatrixWarps; ++w) {
-          const int n = shared.count[queue.at][w], skip = before % threads;
-          drain(a, tile.tile, queue_of(a, shared, queue.at, w), n, (thread + threads - skip) % threads, threads);
-          before += n;
-        }
+        drain<4>(a, tile.tile, queue_of(a, shared, queue.at), shared.count[queue.at], thread, threads);
         __syncwarp();
         if (lane_id() == 0) mbarrier_arrive(shared.queue_empty + queue.at);
       }
