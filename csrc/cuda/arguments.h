@@ -77,7 +77,8 @@ struct Plan {
   bool sums;       // the gradient is summed while distances are taken (exact.h)
   bool symmetric;  // each tile serves the rows of both its sides
   bool once;       // all references are packed at once; else a step's at a time, in two buffers, ...
-  int macros;      // ... or, if not 0, so many macro-blocks in turn, in three (macro.h)
+  int macros;      // ... or, if not 0, so many macro-blocks in turn, in three (macro.h), ...
+  int macro, larger;  // ... of so many blocks, and how many of them have one more
   int width;       // blocks of references in a tile: 1, or 2 on Hopper
   int run;         // tiles of a ticket, of one block of queries, ...
   int kept;        // ... of which so many boxes stay in shared memory meanwhile: all or none (tile_stage_hopper.h)

@@ -1,6 +1,6 @@
 // Macro-blocks: the symmetric schedule for a batch whose packed rows do not fit the workspace all at once.
 //
-// Contract: blocks of rows are dealt into plan.macros macro-blocks of one size, give or take a block. Sweep j packs
+// Contract: blocks of rows are dealt into plan.macros macro-blocks of one size, the first plan.larger a block larger. Sweep j packs
 // macro-block j: first its rows meet each other, as in the symmetric schedule of schedule.h, and have thresholds then; after
 // that they meet macro-blocks j - 1, j - 2, ... 0, which are packed in turn, and each tile serves the rows of both. So after
 // sweep j the first j + 1 macro-blocks have met each other. Rows of macro-block a have seen after it
@@ -19,11 +19,13 @@ constexpr int kPackedBuffers = 3;
 
 class Macros {
  public:
-  LDREG_HD Macros(const Plan& plan, int blocks) : plan_(plan), blocks_(blocks) {}
+  LDREG_HD explicit Macros(const Plan& plan) : plan_(plan) {}
 
-  LDREG_HD int first(int macro) const { return int(int64_t(macro) * blocks_ / plan_.macros); }
-  LDREG_HD int of(int block) const { return int(((block + 1) * int64_t(plan_.macros) - 1) / blocks_); }
-  LDREG_HD int size(int macro) const { return first(macro + 1) - first(macro); }
+  LDREG_HD int size(int macro) const { return plan_.macro + (macro < plan_.larger); }
+  LDREG_HD int first(int macro) const { return macro * plan_.macro + (macro < plan_.larger ? macro : plan_.larger); }
+  LDREG_HD int of(int block) const {
+    return block < first(plan_.larger) ? block / (plan_.macro + 1) : (block - plan_.larger) / plan_.macro;
+  }
 
   // How many macro-blocks the rows of `macro` have seen once `sweep` has come to `other`.
   LDREG_HD int seen(int macro, int sweep, int other) const { return macro == sweep ? sweep - other + 1 : sweep + 1; }
@@ -44,13 +46,12 @@ class Macros {
  private:
   // Macro-blocks that may be seen before the next compaction.
   LDREG_HD int next(int seen) const {
-    const int least = blocks_ / plan_.macros, most = (blocks_ + plan_.macros - 1) / plan_.macros;
-    const int room = int(int64_t(plan_.growth) * seen * least / most);
+    const int equal = plan_.growth * seen;  // of one size; else those to come may be larger
+    const int room = plan_.larger > 0 ? equal - equal / (plan_.macro + 1) - 1 : equal;
     return room > seen ? room : seen + 1;
   }
 
   const Plan& plan_;
-  int blocks_;
 };
 
 }  // namespace ldreg::cuda

@@ -117,6 +117,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
     return int(std::max<int64_t>(rows / (blocks * kBlock), 1) * blocks * kBlock);
   };
   if (plan.macros) {
+    plan.macro = reference_blocks / plan.macros, plan.larger = reference_blocks % plan.macros;
     plan.chunk = ceil_div(reference_blocks, plan.macros) * kBlock;
     if (plan.columns <= limits.kept_columns) plan.kept = plan.columns / limits.step, plan.run = kRun;
   } else if (!plan.once) {

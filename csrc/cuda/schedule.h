@@ -91,7 +91,7 @@ class Schedule {
   LDREG_HD int blocks(int panel) const { return ceil_div(bottom(panel) - top(panel), kBlock); }  // of queries
   LDREG_HD int reference_blocks() const { return ceil_div(a_.p.N, kBlock); }
   LDREG_HD int block_of(int panel, int block) const { return top(panel) / kBlock + block; }  // among all
-  LDREG_HD Macros macros() const { return {a_.plan, reference_blocks()}; }
+  LDREG_HD Macros macros() const { return Macros(a_.plan); }
 
   LDREG_HD unsigned scan_jobs() const {
     return (a_.plan.tiles ? ceil_div(a_.p.D, kCentreColumns) : 0) + ceil_div(a_.p.B, kScanRows) +

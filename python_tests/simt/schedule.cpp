@@ -31,6 +31,7 @@ class Walk {
     queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
     if (macros) {  // so many, whatever the budget
       a_.plan.run = 1 + macros % 3, a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
+      a_.plan.macro = references_ / macros, a_.plan.larger = references_ % macros;
       a_.plan.chunk = ceil_div(references_, macros) * kBlock;
       a_.plan.first = a_.plan.cap / kBlock / 2, a_.plan.most = references_, a_.plan.panel = N, a_.plan.panels = 1;
     }
