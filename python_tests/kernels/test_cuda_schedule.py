@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MISTAKES = {
     "half way round met twice": ("!(opposite && block >= e)", "true", "met not once"),
     "too few waited for": ("smaller(2 * meets - 1, reference_blocks)", "2 * meets - 2", "before it is complete"),
-    "a macro-block meets itself only once more": ("other > 0 ? other - 1 : c.sweep + 1 <", "c.sweep + 1 <", "met not once"),
-    "packed where it is in use": ("kPackedBuffers - c.stays - c.buffer", "c.buffer", "packed over references in use"),
+    "macro-blocks that one side meets": ("return m.back = m.there, m;", "return m;", "before it is complete"),
+    "packed where it is in use": ("kPackedBuffers - c.stays - c.buffer", "c.buffer", "holds other references"),
     "lists of two sweeps": ("for (int at = next(1); at", "for (int at = next(2); at", "than a list has room for"),
     "a run that ends too soon": ("smaller(a_.plan.run, across(c) -", "smaller(a_.plan.run, across(c) - 1 -", "met not once"),
     "two sides at one place": ("place_back = opposite ? m.place : 2 * e * kBlock", "place_back = m.place", "one place"),

@@ -25,7 +25,10 @@ MISTAKES = {
     "wrong chunks read": ("mma", CUDA / "mainloop_mma.h", "(read_x + read_stage) ^", "(read_x + read_stage) +"),
     "no wait for the loader": ("hopper", SIMT / "mainloops.cpp", "mbarrier_wait(full + at.stage, at.parity);", ""),
     "stage released too early": ("hopper", SIMT / "mainloops.cpp", "warpgroup_wait<1>();", "warpgroup_wait<2>();"),
-    "sums read too early": ("hopper", SIMT / "mainloops.cpp", "warpgroup_finish(sum);", "warpgroup_wait<0>();"),
+    "sums read too early": ("hopper", SIMT / "mainloops.cpp", "warpgroup_finish(sum);\n", "warpgroup_wait<0>();\n"),
+    "queries replaced while they are read": ("kept", SIMT / "mainloops.cpp", "mbarrier_wait(empty + all.stage, all", "void(all"),
+    "queries read before they have landed": ("kept", SIMT / "mainloops.cpp", "mbarrier_wait(kept, turn);", ""),
+    "box released too early": ("kept", SIMT / "mainloops.cpp", "warpgroup_wait<0>();  // the box", "// the box"),
     "wrong descriptor": ("hopper", CUDA / "hopper.h", "1024 >> 4", "512 >> 4"),
 }
 
@@ -67,7 +70,7 @@ def program(machine, tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("loop", ["mma", "hopper"])
+@pytest.mark.parametrize("loop", ["mma", "hopper", "kept"])
 def test_products_are_exact(program, loop, seed):
     ran = run(program, loop, seed)
     assert ran.returncode == 0, ran.stderr

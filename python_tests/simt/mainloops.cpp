@@ -1,6 +1,6 @@
 // Checks of the main loops in csrc/cuda on the machine of simt.h: products of small integers have to be exact, whatever
-// the order of threads and the timing of copies and products. `mainloops mma SEED`, `mainloops hopper SEED`: what is
-// wrong goes to stderr. kernels/test_mainloops.py also compiles it with mistakes, which have to be found.
+// the order of threads and the timing of copies and products. `mainloops mma SEED`, `mainloops hopper SEED`,
+// `mainloops kept SEED`: what is wrong goes to stderr. kernels/test_mainloops.py also compiles it with mistakes, which have to be found.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -105,6 +105,67 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
   }
 }
 
+// The same where x stays in shared memory for a run of tiles, all of one row: the ring holds boxes of y alone.
+constexpr int kMostSteps = 5, kKeptBytes = (kMostSteps + RingPosition::kStages) * kBox + 1024;
+
+void kept_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int columns, int row_tiles, int run, float* out,
+                int pitch) {
+  char* shared = simt::shared_memory();
+  char* ring = shared + kMostSteps * kBox;
+  uint64_t* full = reinterpret_cast<uint64_t*>(ring + RingPosition::kStages * kBox);
+  uint64_t* empty = full + RingPosition::kStages;
+  uint64_t* kept = empty + RingPosition::kStages;
+  const int warp = int(threadIdx.x) / 32, group = warp / 4, lane = int(threadIdx.x) % 32;
+  const int steps = columns / kStep;
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < RingPosition::kStages; ++s) mbarrier_init(full + s, 1), mbarrier_init(empty + s, 16);
+    mbarrier_init(kept, 1);
+    mbarrier_fence_init();
+  }
+  __syncthreads();
+
+  RingPosition at;
+  if (group == 0) {
+    if (warp != 0 || !elect_one()) return;
+    fence_proxy_async();
+    for (int row = int(blockIdx.x); row < row_tiles; row += int(gridDim.x)) {
+      RingPosition all = at;
+      for (int s = 0; s < RingPosition::kStages; ++s, all.advance())
+        mbarrier_wait(empty + all.stage, all.parity ^ 1);  // the run before has been multiplied
+      mbarrier_arrive_expect_tx(kept, steps * kBox);
+      for (int step = 0; step < steps; ++step) tma_load_2d(&x_map, kept, shared + step * kBox, step * kStep, row * kTileRows);
+      for (int i = 0; i < run * steps; ++i, at.advance()) {
+        mbarrier_wait(empty + at.stage, at.parity ^ 1);
+        mbarrier_arrive_expect_tx(full + at.stage, kBox);
+        tma_load_2d(&y_map, full + at.stage, ring + at.stage * kBox, i % steps * kStep, i / steps * kTileColumns);
+      }
+    }
+    return;
+  }
+
+  const uint64_t first_a = wgmma_descriptor(shared) + unsigned(group - 1) * 512, first_b = wgmma_descriptor(ring);
+  uint32_t turn = 0;
+  for (int row = int(blockIdx.x); row < row_tiles; row += int(gridDim.x), turn ^= 1) {
+    mbarrier_wait(kept, turn);
+    for (int tile = 0; tile < run; ++tile) {
+      float sum[64];
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        mbarrier_wait(full + at.stage, at.parity);
+        const uint64_t a = first_a + unsigned(step) * (kBox >> 4), b = first_b + unsigned(at.stage) * (kBox >> 4);
+        warpgroup_arrive();
+        for (unsigned k = 0; k < kStep / 16; ++k) wgmma_m64n128k16(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
+        warpgroup_commit();
+        warpgroup_wait<0>();  // the box has been read
+        if (lane == 0) mbarrier_arrive_times(empty + at.stage, 2);
+      }
+      warpgroup_finish(sum);  // of the run's tile
+      for (int s = 0; s < 64; ++s)
+        out[int64_t(row * kTileRows + (group - 1) * 64 + wgmma_row(s)) * pitch + tile * kTileColumns + wgmma_column(s)] = sum[s];
+    }
+  }
+}
+
 // ---------------------------------------------------------------- checks
 
 // Rows of integers from -7 to 7: sums of a few hundred products are exact in float32.
@@ -156,7 +217,7 @@ bool check_mma(unsigned seed) {
 }
 
 // 2 x 4 tiles, the last of which reach beyond the rows, by one block and by three.
-bool check_hopper(unsigned seed) {
+bool check_hopper(unsigned seed, bool kept) {
   for (int columns : {64, 192, 320}) {
     const Matrix x(250, columns, 1), y(391, columns, 2);
     const CUtensorMap x_map = tensor_map(x.data, 250, uint64_t(columns));
@@ -164,8 +225,11 @@ bool check_hopper(unsigned seed) {
     std::vector<float> out(256 * 512, NAN);
     simt::Launch launch;
     launch.grid = columns == 64 ? 3 : 1;
-    launch.block = 384, launch.shared_bytes = kRingBytes, launch.seed = seed;
-    simt::launch(launch, [&] { hopper_tiles(x_map, y_map, columns, 2, 8, out.data(), 512); });
+    launch.block = 384, launch.shared_bytes = kept ? kKeptBytes : kRingBytes, launch.seed = seed;
+    simt::launch(launch, [&] {
+      if (kept) kept_tiles(x_map, y_map, columns, 2, 4, out.data(), 512);
+      else hopper_tiles(x_map, y_map, columns, 2, 8, out.data(), 512);
+    });
     if (!exact(x, y, out, 256, 512)) return false;
   }
   return true;
@@ -175,11 +239,12 @@ bool check_hopper(unsigned seed) {
 
 int main(int count, char** words) {
   const std::string loop = count == 3 ? words[1] : "";
-  if (loop != "mma" && loop != "hopper") return std::fprintf(stderr, "mainloops mma|hopper SEED\n"), 2;
+  if (loop != "mma" && loop != "hopper" && loop != "kept")
+    return std::fprintf(stderr, "mainloops mma|hopper|kept SEED\n"), 2;
   simt::options().stall_limit = 1000000;  // mistakes may end in a deadlock
   try {
     const unsigned seed = unsigned(std::atoi(words[2]));
-    return (loop == "mma" ? ldreg::cuda::check_mma(seed) : ldreg::cuda::check_hopper(seed)) ? 0 : 1;
+    return (loop == "mma" ? ldreg::cuda::check_mma(seed) : ldreg::cuda::check_hopper(seed, loop == "kept")) ? 0 : 1;
   } catch (const std::exception& error) {
     return std::fprintf(stderr, "%s\n", error.what()), 1;
   }
