@@ -61,7 +61,7 @@ struct Output {
 };
 
 // A reference that may be a neighbour: its key (tile.h), sortable, and where the tiles met it.
-struct Candidate {
+struct alignas(8) Candidate {
   int key;
   int position;
 };
@@ -77,7 +77,8 @@ struct Plan {
   bool sums;       // the gradient is summed while distances are taken (exact.h)
   bool symmetric;  // each tile serves the rows of both its sides
   bool once;       // all references are packed at once; else a step's at a time, in two buffers
-  int width;       // blocks of references in a tile: 1, or 2 on Hopper
+  int width;       // blocks of references in a tile: 1, or 2 on Hopper ...
+  int narrow;      // ... but 1 in so many steps, from the first on
   int columns;     // of a packed row: D up to a multiple of the tile's step
   int cap;         // candidates a query has room for
   int room;        // of a list in shared memory, a power of two

@@ -160,7 +160,8 @@ std::string Planned::words() const {
   if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
   return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
          (p.once ? "packed at once" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
-         std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
+         std::to_string(p.steps) + " steps, " + (p.narrow && p.width > 1 ? std::to_string(p.narrow) + " of them narrow, " : "") +
+         "lists of " + std::to_string(p.cap);
 }
 
 // ---------------------------------------------------------------------------------- launching

@@ -69,6 +69,9 @@ class Schedule {
 
   LDREG_HD int held(int meets) const { return blocks_held(a_.plan, reference_blocks(), meets); }
 
+  // Blocks of references in the tiles of a step.
+  LDREG_HD int width(const Cursor& c) const { return c.step < a_.plan.narrow ? 1 : a_.plan.width; }
+
   // Compactions of the query block that precede step `step`.
   LDREG_HD unsigned compactions(int panel, int block, int step) const {
     return step * ceil_div(smaller(kBlock, bottom(panel) - top(panel) - block * kBlock), kCompactRows);
@@ -148,7 +151,7 @@ class Schedule {
   }
   LDREG_HD void tiles(Cursor& c) const {
     c.job = Job::tiles;
-    c.count = blocks(c.panel) * ceil_div(c.meets - c.met, a_.plan.width);
+    c.count = blocks(c.panel) * ceil_div(c.meets - c.met, width(c));
     c.tiles[parity(c)] += c.count;
   }
 

@@ -2,7 +2,7 @@
 //
 // Contract: as TileStage, but `run` works off tiles until the next ticket is something else, which it leaves in the cursor
 // (kLooksAhead), so that operands of the next tile are on their way while this one is filtered. A tile is 128 queries by
-// 256 references. Roles meet through mbarriers only:
+// 256 references, or 128 where half of it is missing: then two warpgroups have nothing to multiply. Roles meet through mbarriers only:
 //   loader      ticket, dependencies, tensor copies into a ring of kStages x 48 KB; a record of each tile for the others
 //   matrix      64 x 128 products a warpgroup in registers; hits into the warp's queue
 //   selection   queues to lists; counts the tile as done
@@ -111,28 +111,29 @@ struct HopperTileStage {
       mbarrier_wait(shared.record_empty + record.at, record.parity ^ 1);
       Record& next = shared.record[record.at];
       next.at = at;
-      if (at.job == Job::tiles) next.tile = tile_at(a, at, ticket);
-      mbarrier_arrive(shared.record_full + record.at);
-      if (at.job != Job::tiles) return;
+      const bool is_tile = at.job == Job::tiles;
+      if (is_tile) next.tile = tile_at(a, at, ticket);
       const TileAt& tile = next.tile;
-      const bool there = tile.m[0].there || tile.m[1].there;  // else nobody is waited for, and nothing loaded
+      const bool there = is_tile && tile.m[0].there;  // else nobody is waited for, and nothing loaded
       if (there) {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
       }
+      mbarrier_arrive(shared.record_full + record.at);
+      if (!is_tile) return;
       const int x_row = tile.m[0].query_block * kBlock;
       int y_row[kWidth];
 #pragma unroll
       for (int h = 0; h < kWidth; ++h)
-        y_row[h] = (tile.m[h].there ? tile.m[h].reference_block : tile.m[0].reference_block) * kBlock + int(schedule.base(at));
+        y_row[h] = tile.m[h].reference_block * kBlock + int(schedule.base(at));
       for (int c = 0; there && c < a.plan.columns; c += kStep, stage.advance()) {
         mbarrier_wait(shared.empty + stage.at, stage.parity ^ 1);
         uint64_t* full = shared.full + stage.at;
-        mbarrier_arrive_expect_tx(full, kStageBytes);
+        mbarrier_arrive_expect_tx(full, (tile.m[1].there ? 3 : 2) * kBoxBytes);
         char* to = memory + stage.at * kStageBytes;
         tma_load_2d(x_map, full, to, c, x_row);
         tma_load_2d(y_map, full, to + kBoxBytes, c, y_row[0]);
-        tma_load_2d(y_map, full, to + 2 * kBoxBytes, c, y_row[1]);
+        if (tile.m[1].there) tma_load_2d(y_map, full, to + 2 * kBoxBytes, c, y_row[1]);
       }
       ticket = atomicAdd(a.s.state + kTicket, 1u);
       schedule.seek(at, ticket);
@@ -153,8 +154,14 @@ struct HopperTileStage {
       if (tile.at.job != Job::tiles) return;
       float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
       int previous = 0;
-      const bool there = tile.tile.m[0].there || tile.tile.m[1].there;
-      for (int c = 0; there && c < a.plan.columns; c += kStep) {
+      const bool there = tile.tile.m[0].there, mine = tile.tile.m[group / 2].there;
+      Known side;
+      if (there) side = look_up(a, tile.tile, thread);  // under way while the product is
+      for (int c = 0; there && !mine && c < a.plan.columns; c += kStep, stage.advance()) {
+        mbarrier_wait(shared.full + stage.at, stage.parity);
+        if (lane_id() == 0) mbarrier_arrive(shared.empty + stage.at);
+      }
+      for (int c = 0; mine && c < a.plan.columns; c += kStep) {
         mbarrier_wait(shared.full + stage.at, stage.parity);
         const uint64_t x = first_x + stage.at * (kStageBytes >> 4), y = first_y + stage.at * (kStageBytes >> 4);
         warpgroup_arrive();
@@ -167,9 +174,10 @@ struct HopperTileStage {
         stage.advance();
       }
       warpgroup_finish(sum);
-      if (there && lane_id() == 0) mbarrier_arrive(shared.empty + previous);
+      if (mine && lane_id() == 0) mbarrier_arrive(shared.empty + previous);
 
-      look_up(a, tile.tile, thread, shared);
+      if (thread < kWidth * kBlock) put_side(a, tile.tile, side, thread, shared.columns);
+      else if (thread < kSides) put_side(a, tile.tile, side, thread - kWidth * kBlock, shared.rows);
       matrix_barrier();
       round<false>(a, tile.tile, thread, sum, shared, queue, found);
       if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue, found);
@@ -180,10 +188,13 @@ struct HopperTileStage {
   static constexpr int kMatrixThreads = kMatrixWarps * kWarp, kMatrixBarrier = 8, kSelectionBarrier = 9;
   static __device__ void matrix_barrier() { named_barrier(kMatrixBarrier, kMatrixThreads); }
 
-  // Sides of the tile: 384 of the 512 threads have one to look up.
-  static __device__ __forceinline__ void look_up(const Arguments& a, const TileAt& tile, int thread, Shared& shared) {
-    if (thread < kWidth * kBlock) look_up_column(a, tile, thread, shared.columns);
-    else if (thread < (kWidth + 1) * kBlock) look_up_row(a, tile, thread - kWidth * kBlock, shared.rows);
+  // What the sides of the tile are made of: 384 of the 512 threads look something up. What it waits for has happened: the
+  // loader shows a tile to the others only then.
+  static constexpr int kSides = (kWidth + 1) * kBlock;
+  static __device__ __forceinline__ Known look_up(const Arguments& a, const TileAt& tile, int thread) {
+    if (thread < kWidth * kBlock) return column_known(a, tile, thread);
+    if (thread < kSides) return row_known(a, tile, thread - kWidth * kBlock);
+    return {};
   }
 
   // A round of the queue: hits for the lists of the queries or, if kBack, of the references. After its barrier nobody
