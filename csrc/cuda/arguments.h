@@ -61,7 +61,7 @@ struct Output {
 };
 
 // A reference that may be a neighbour: its key (tile.h), sortable, and where the tiles met it.
-struct Candidate {
+struct alignas(8) Candidate {
   int key;
   int position;
 };
@@ -79,7 +79,8 @@ struct Plan {
   bool once;       // all references are packed at once; else a step's at a time, in two buffers, ...
   int macros;      // ... or, if not 0, so many macro-blocks in turn, in three (macro.h), ...
   int macro, larger;  // ... of so many blocks, and how many of them have one more
-  int width;       // blocks of references in a tile: 1, or 2 on Hopper
+  int width;       // blocks of references in a tile: 1, or 2 on Hopper ...
+  int narrow;      // ... but 1 in so many steps, from the first on
   int run;         // tiles of a ticket, of one block of queries, ...
   int kept;        // ... of which so many boxes stay in shared memory meanwhile: all or none (tile_stage_hopper.h)
   int columns;     // of a packed row: D up to a multiple of the tile's step

@@ -108,8 +108,11 @@ class Schedule {
   // Symmetric: queries and references are the same blocks; else every tile is of two blocks.
   LDREG_HD bool among_themselves(const Cursor& c) const { return c.sweep == c.other; }
 
+  // Blocks of references in the tiles of a step.
+  LDREG_HD int width(const Cursor& c) const { return c.step < a_.plan.narrow ? 1 : a_.plan.width; }
+
   // Tiles of a step and a block of queries, and tickets for these; tiles of the ticket.
-  LDREG_HD int across(const Cursor& c) const { return ceil_div(c.meets - c.met, a_.plan.width); }
+  LDREG_HD int across(const Cursor& c) const { return ceil_div(c.meets - c.met, width(c)); }
   LDREG_HD int runs(const Cursor& c) const { return ceil_div(across(c), a_.plan.run); }
   LDREG_HD int run(const Cursor& c, unsigned ticket) const {
     return smaller(a_.plan.run, across(c) - int(ticket - c.first) % runs(c) * a_.plan.run);

@@ -88,11 +88,15 @@ __device__ __forceinline__ void compact_list(const Cursor& at, bool last, int sl
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int c = first + i * kWarp;
-      item[i] = c < n ? *global(list + c) : Candidate{kNever, 0};
-      if (item[i].position == own_position) item[i].key = kNever;
+      item[i] = {kNever, 0};
+      if (c < n) item[i] = *global(list + c);
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) y[i] = a.p.exact && item[i].key < kNever ? *global(a.s.y_packed + item[i].position) : Packed{0, 0};
+    for (int i = 0; i < kTogether; ++i) {
+      y[i] = {0, 0};
+      if (item[i].position == own_position) item[i].key = kNever;
+      if (a.p.exact && item[i].key < kNever) y[i] = *global(a.s.y_packed + item[i].position);
+    }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int c = first + i * kWarp;

@@ -63,31 +63,37 @@ struct alignas(16) Sides {
   AsQuery query[kCount];
 };
 
-// Dead rows admit nothing, and nothing admits them.
-__device__ inline AsQuery as_query(const Arguments& a, const TileAt& at, int slot, bool asked) {
-  if (!asked || at.first_step || slot >= at.panel_rows) return {kAdmitNone, 0};
-  return {a.s.limit[slot], a.s.reach[slot]};
+// What is known of a row or column, as loaded: what it takes can be under way while products are. Of dead ones nothing is
+// loaded; they admit nothing, and nothing admits them.
+struct Known {
+  Packed packed{INFINITY, 0};
+  AsQuery query{kAdmitNone, 0};
+};
+
+__device__ inline Known known_of(const Arguments& a, const TileAt& at, int slot, bool queries, bool references) {
+  Known known;
+  if (references && slot < a.p.N) known.packed = a.s.y_packed[slot];
+  if (queries && !at.first_step && slot < at.panel_rows) known.query = {a.s.limit[slot], a.s.reach[slot]};
+  return known;
 }
 
-__device__ inline AsReference as_reference(const Arguments& a, const TileAt& at, int position, bool asked) {
-  if (!asked || position >= a.p.N) return {INFINITY, 0};
-  const Packed y = a.s.y_packed[position];
-  if (at.first_step || !a.p.exact) return {y.norm, 0};
-  return {y.norm - slack_of(a, y), y.residual};
-}
-
-// Sides of the row or column that this is the `i`-th of.
-template <int kCount>
-__device__ inline void look_up_column(const Arguments& a, const TileAt& at, int i, Sides<kCount>& columns) {
+// Of the i-th column; of the i-th row.
+__device__ inline Known column_known(const Arguments& a, const TileAt& at, int i) {
   const Meeting& m = at.m[i / kBlock];
-  const int position = at.position(i);
-  columns.reference[i] = as_reference(a, at, position, m.there), columns.query[i] = as_query(a, at, position, m.back);
+  return known_of(a, at, at.position(i), m.back, m.there);
 }
 
-__device__ inline void look_up_row(const Arguments& a, const TileAt& at, int i, Sides<kBlock>& rows) {
-  const bool there = at.m[0].there || at.m[1].there, back = at.m[0].back || at.m[1].back;
-  const int slot = at.slot(i);
-  rows.reference[i] = as_reference(a, at, slot, back), rows.query[i] = as_query(a, at, slot, there);
+__device__ inline Known row_known(const Arguments& a, const TileAt& at, int i) {
+  return known_of(a, at, at.slot(i), at.m[0].there, at.m[0].back || at.m[1].back);
+}
+
+// To the sides. In the first step there are no thresholds, and keys are asked for.
+template <int kCount>
+__device__ inline void put_side(const Arguments& a, const TileAt& at, const Known& known, int i, Sides<kCount>& sides) {
+  const Packed y = known.packed;
+  const bool plain = at.first_step || !a.p.exact;
+  sides.reference[i] = {plain ? y.norm : y.norm - slack_of(a, y), y.residual};  // NaN of Inf: as good, nothing passes
+  sides.query[i] = known.query;
 }
 
 // What a test needs of the tile's rows and of its columns; kBack: the columns are the queries.
@@ -113,28 +119,38 @@ __device__ __forceinline__ void place_keys(const Arguments& a, const TileAt& at,
   struct alignas(16) Two {
     Candidate v[2];
   };
-  const int row = opaque(Layout::row()), column = opaque(Layout::column()), cap = a.plan.cap;
+  const int row = opaque(Layout::row()), column = opaque(Layout::column());
   const int slot = at.slot(row), position = at.position(column);
   const Meeting& m = at.m[column / kBlock];
-  Candidate* list = global(a.s.list) + (kBack ? m.place_back : m.place + column % kBlock);
+  char* lists = reinterpret_cast<char*>(global(a.s.list) + (kBack ? m.place_back + row : m.place + column % kBlock));
+  const unsigned pitch = a.plan.cap * unsigned(sizeof(Candidate));
+  const auto of_query = [&](int query) { return reinterpret_cast<Candidate*>(lists + uint64_t(unsigned(query)) * pitch); };
 #pragma unroll(Layout::kUnroll)
   for (int g = 0; g < kFours; ++g) {
-    const int r = Layout::row_step(g), c = Layout::column_step(g);  // from the thread's first
-    const int i = opaque(slot) + r, j = opaque(position) + c;       // else all addresses would be known before the first store
+    const int r = Layout::row_step(g), c = Layout::column_step(g);
+    if constexpr (kBack) {
+      const float bias[2] = {rows.reference[row + r].bias, rows.reference[row + r + 8].bias};
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int query = kBack ? j + h : i + 8 * h;
-      if (query >= at.panel_rows) continue;
-      Candidate* to = list + int64_t(query) * cap;
-      if constexpr (kBack) {
-        to += row + r;
-        to[0] = candidate(rows.reference[row + r].bias, sum[4 * g + h], i);
-        to[8] = candidate(rows.reference[row + r + 8].bias, sum[4 * g + 2 + h], i + 8);
-      } else {
-        AsReference y[2];
-        load_two(columns.reference, column + c, y);
-        *reinterpret_cast<Two*>(to + c) = {candidate(y[0].bias, sum[4 * g + 2 * h], j),
-                                           candidate(y[1].bias, sum[4 * g + 2 * h + 1], j + 1)};
+      for (int h = 0; h < 2; ++h) {
+        const int query = opaque(position) + c + h, i = slot + r;  // else all addresses would be known before the first store
+        if (query >= at.panel_rows) continue;
+        Candidate* to = of_query(query) + r;
+        to[0] = candidate(bias[0], sum[4 * g + h], i), to[8] = candidate(bias[1], sum[4 * g + 2 + h], i + 8);
+      }
+    } else if (g % Layout::kFoursOfRow == 0) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int query = opaque(slot) + r + 8 * h;
+        if (query >= at.panel_rows) continue;
+        Candidate* to = of_query(query);
+#pragma unroll(Layout::kUnroll)
+        for (int f = 0; f < Layout::kFoursOfRow; ++f) {
+          const int s = 4 * (g + f) + 2 * h, step = Layout::column_step(g + f), j = position + step;
+          AsReference y[2];
+          load_two(columns.reference, column + step, y);
+          *reinterpret_cast<Two*>(to + step) = {candidate(y[0].bias, sum[s], j), candidate(y[1].bias, sum[s + 1], j + 1)};
+          keep_order();
+        }
       }
     }
     keep_order();
@@ -270,12 +286,11 @@ __device__ inline void tile_done(const Arguments& a, const Cursor& at, const Til
 // The tile of a ticket, or that of a run with this number.
 __device__ inline TileAt tile_at(const Arguments& a, const Cursor& at, unsigned ticket, int number = 0) {
   const Schedule schedule(a);
-  const int index = int(ticket - at.first), runs = schedule.runs(at);
-  const int first = at.met + (index % runs * a.plan.run + number) * a.plan.width;
+  const int width = schedule.width(at), index = int(ticket - at.first), runs = schedule.runs(at);
+  const int first = at.met + (index % runs * a.plan.run + number) * width;
   TileAt tile;
   tile.panel_rows = schedule.bottom(at.panel) - schedule.top(at.panel), tile.first_step = at.step == 0;
-  for (int h = 0; h < 2; ++h)
-    tile.m[h] = meeting(a, at, index / runs, h < a.plan.width ? first + h : at.meets);
+  for (int h = 0; h < 2; ++h) tile.m[h] = meeting(a, at, index / runs, h < width ? first + h : at.meets);
   return tile;
 }
 

@@ -53,7 +53,9 @@ struct TileStage {
 
  private:
   static __device__ inline void one_tile(const Arguments& a, const Cursor& at, const TileAt& tile, char* memory) {
-    const int columns = a.plan.columns;
+    const int columns = a.plan.columns, i = thread_id() % kBlock;
+    const bool row = thread_id() < kBlock;
+    const Known known = row ? row_known(a, tile, i) : column_known(a, tile, i);
     float sum[Loop::kSums];
     const Schedule schedule(a);
     Loop::multiply(a.s.x + (tile.m[0].query_block * kBlock + schedule.query_base(at)) * columns,
@@ -62,8 +64,7 @@ struct TileStage {
     Shared& shared = *reinterpret_cast<Shared*>(memory);
 #pragma unroll
     for (int s = 0; s < Loop::kSums; ++s) shared.sum[s][thread_id()] = sum[s];
-    if (thread_id() < kBlock) look_up_row(a, tile, thread_id(), shared.rows);
-    else look_up_column(a, tile, thread_id() - kBlock, shared.columns);
+    put_side(a, tile, known, i, row ? shared.rows : shared.columns);
     if (thread_id() < 2) shared.found[thread_id()] = 0;
     __syncthreads();
     const Sums sums{&shared.sum[0][thread_id()]};

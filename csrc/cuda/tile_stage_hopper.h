@@ -2,7 +2,8 @@
 //
 // Contract: as TileStage, but `run` works off tiles until the next ticket is something else, which it leaves in the cursor
 // (kLooksAhead), so that operands of the next tile are on their way while this one is filtered. A tile is 128 queries by
-// 256 references. Roles meet through mbarriers only:
+// 256 references, or 128 where half of it is missing: then two warpgroups have nothing to multiply. Roles meet through
+// mbarriers only:
 //   loader      ticket, dependencies, tensor copies into a ring of boxes of 16 KB; a record of each tile for the others
 //   matrix      64 x 128 products a warpgroup in registers; hits into the warp's queue
 //   selection   queues to lists; counts the tile as done
@@ -65,18 +66,22 @@ struct HopperTileStage {
   };
 
   // The same in the ring of boxes.
-  struct Place {
-    int at = 0;
-    uint32_t parity = 0;
+  class Place {
+   public:
+    __device__ int at() const { return packed_ & 15; }
+    __device__ uint32_t parity() const { return packed_ >> 4; }
     __device__ void advance(int by, int slots) {
-      at += by;
-      if (at >= slots) at -= slots, parity ^= 1;
+      packed_ += by;
+      if (at() >= slots) packed_ = (packed_ - slots) ^ 16;
     }
+
+   private:
+    int packed_ = 0;  // registers are short
   };
 
   // Boxes in the order of: the queries' that stay, the ring's. Offset into the stage's memory.
   static __device__ int box(int i) { return i < kBoxes ? i * kBoxBytes : kEnd - (i - kBoxes + 1) * kBoxBytes; }
-  static __device__ int slots(const Arguments& a) { return a.plan.kept > 0 ? kBoxes + kMoreBoxes - a.plan.kept : kBoxes; }
+  static __device__ int slots_of(const Arguments& a) { return a.plan.kept > 0 ? kBoxes + kMoreBoxes - a.plan.kept : kBoxes; }
 
   static __device__ int queue_room(const Arguments& a) { return a.plan.kept > 0 ? kKeptQueue : kQueue; }
   static __device__ Hit* queue_of(const Arguments& a, Shared& shared, int buffer) {
@@ -134,12 +139,18 @@ struct HopperTileStage {
     const Schedule schedule(a);
     const auto* x_map = reinterpret_cast<const CUtensorMap*>(maps);
     const auto* y_map = reinterpret_cast<const CUtensorMap*>(maps + 1);
-    const int slots = HopperTileStage::slots(a), kept = a.plan.kept;
+    const int slots = slots_of(a), kept = a.plan.kept;
     Place ring;
+    // No copy of rows that are not there: the box is waited for and released like all.
     const auto load_box = [&](const CUtensorMap* map, int column, int row) {
-      mbarrier_wait(shared.empty + ring.at, ring.parity ^ 1);
-      mbarrier_arrive_expect_tx(shared.full + ring.at, kBoxBytes);
-      tma_load_2d(map, shared.full + ring.at, memory + box(kept + ring.at), column, row);
+      mbarrier_wait(shared.empty + ring.at(), ring.parity() ^ 1);
+      uint64_t* full = shared.full + ring.at();
+      if (row < 0) {
+        mbarrier_arrive(full);
+      } else {
+        mbarrier_arrive_expect_tx(full, kBoxBytes);
+        tma_load_2d(map, full, memory + box(kept + ring.at()), column, row);
+      }
       ring.advance(1, slots);
     };
     Turn<kBuffers> record;
@@ -150,27 +161,28 @@ struct HopperTileStage {
       mbarrier_wait(shared.record_empty + record.at, record.parity ^ 1);
       Record& next = shared.record[record.at];
       next.at = at;
-      if (at.job == Job::tiles) next.tile = tile_at(a, at, ticket, number);
+      const bool is_tile = at.job == Job::tiles;
+      if (is_tile) next.tile = tile_at(a, at, ticket, number);
       const TileAt& tile = next.tile;
-      const bool there = at.job == Job::tiles && (tile.m[0].there || tile.m[1].there);  // else nothing is waited for or loaded
+      const bool there = is_tile && tile.m[0].there;  // else nobody is waited for, and nothing loaded
       const bool keeps = kept > 0 && fresh && there;
       if (keeps) kept_parity ^= 1;
       next.kept = kept_parity;
-      mbarrier_arrive(shared.record_full + record.at);
-      if (at.job != Job::tiles) return;
       if (there) {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
       }
+      mbarrier_arrive(shared.record_full + record.at);
+      if (!is_tile) return;
       const int x_row = tile.m[0].query_block * kBlock + int(schedule.query_base(at));
       int y_row[kWidth];
 #pragma unroll
       for (int h = 0; h < kWidth; ++h)
-        y_row[h] = (tile.m[h].there ? tile.m[h].reference_block : tile.m[0].reference_block) * kBlock + int(schedule.base(at));
+        y_row[h] = tile.m[h].there ? tile.m[h].reference_block * kBlock + int(schedule.base(at)) : -1;
       if (keeps) {
         // Nobody reads the queries before once all boxes of the ring are free.
         Place all = ring;
-        for (int i = 0; i < slots; ++i, all.advance(1, slots)) mbarrier_wait(shared.empty + all.at, all.parity ^ 1);
+        for (int i = 0; i < slots; ++i, all.advance(1, slots)) mbarrier_wait(shared.empty + all.at(), all.parity() ^ 1);
         mbarrier_arrive_expect_tx(&shared.kept, kept * kBoxBytes);
         for (int i = 0; i < kept; ++i) tma_load_2d(x_map, &shared.kept, memory + box(i), i * kStep, x_row);
         fresh = false;
@@ -189,7 +201,6 @@ struct HopperTileStage {
 
   // Four warpgroups.
   static __device__ __forceinline__ void multiply(const Arguments& a, int group, char* memory, Shared& shared) {
-    const uint64_t operands = wgmma_descriptor(memory);  // in units of 16 bytes
     const int thread = thread_id() - kTeam;
     Place ring;
     Turn<kBuffers> record, queue;
@@ -199,35 +210,40 @@ struct HopperTileStage {
       const Record& tile = shared.record[record.at];
       if (tile.at.job != Job::tiles) return;
       float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
-      const bool there = tile.tile.m[0].there || tile.tile.m[1].there;
+      const bool there = tile.tile.m[0].there, mine = tile.tile.m[group / 2].there;
+      Known side;
+      if (there) side = look_up(a, tile.tile, thread);  // under way while the product is
       if (there && a.plan.kept > 0) mbarrier_wait(&shared.kept, tile.kept);
-      int previous = 0;
-      for (int c = 0; there && c < a.plan.columns; c += kStep) {
-        const int kept = a.plan.kept, slots = HopperTileStage::slots(a);
-        Place y = ring;
-        y.advance(kept > 0 ? group / 2 : 1 + group / 2, slots);
-        if (kept == 0) mbarrier_wait(shared.full + ring.at, ring.parity);
-        mbarrier_wait(shared.full + y.at, y.parity);
-        const uint64_t x_at = operands + (box(kept > 0 ? c / kStep : ring.at) >> 4) + group % 2 * 512;
-        const uint64_t y_at = operands + (box(kept + y.at) >> 4);
+      for (int c = 0; there && !mine && c < a.plan.columns; c += kStep) {
+        await_step(a, shared, ring, group);
+        release(a, shared, ring, group);
+        ring.advance(a.plan.kept > 0 ? kWidth : kOfStep, slots_of(a));
+      }
+      Place previous;
+      for (int c = 0; mine && c < a.plan.columns; c += kStep) {
+        await_step(a, shared, ring, group);
+        const int kept = a.plan.kept, y = kept + of_references(a, ring, group).at();
+        const uint64_t x_at = wgmma_descriptor(memory + opaque(box(kept > 0 ? c / kStep : ring.at()))) + group % 2 * 512;
+        const uint64_t y_at = wgmma_descriptor(memory + opaque(box(y)));
         warpgroup_arrive();
 #pragma unroll
         for (int k = 0; k < kStep / 16; ++k) wgmma_m64n128k16(sum, x_at + 2 * k, y_at + 2 * k, c > 0 || k > 0);
         warpgroup_commit();
         if (kept > 0) {
           warpgroup_wait<0>();  // the ring is short: the other warpgroups go on meanwhile
-          if (lane_id() == 0) mbarrier_arrive_times(shared.empty + y.at, 2);
+          release(a, shared, ring, group);
         } else {
           warpgroup_wait<1>();  // this step's products go on; those of the one before have read their boxes
-          if (c > 0) release(shared, previous, group);
-          previous = ring.at;
+          if (c > 0) release(a, shared, previous, group);
+          previous = ring;
         }
-        ring.advance(kept > 0 ? kWidth : kOfStep, slots);
+        ring.advance(kept > 0 ? kWidth : kOfStep, slots_of(a));
       }
       warpgroup_finish(sum);
-      if (there && a.plan.kept == 0) release(shared, previous, group);
+      if (mine && a.plan.kept == 0) release(a, shared, previous, group);
 
-      look_up(a, tile.tile, thread, shared);
+      if (thread < kWidth * kBlock) put_side(a, tile.tile, side, thread, shared.columns);
+      else if (thread < kSides) put_side(a, tile.tile, side, thread - kWidth * kBlock, shared.rows);
       matrix_barrier();
       round<false>(a, tile.tile, thread, sum, shared, queue, found);
       if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue, found);
@@ -238,18 +254,30 @@ struct HopperTileStage {
   static constexpr int kMatrixThreads = kMatrixWarps * kWarp, kMatrixBarrier = 8, kSelectionBarrier = 9;
   static __device__ void matrix_barrier() { named_barrier(kMatrixBarrier, kMatrixThreads); }
 
-  // The boxes of a step that begins at `at`. Half of the warps read a box of references, so they arrive twice.
-  static __device__ __forceinline__ void release(Shared& shared, int at, int group) {
+  // Where in the ring a warpgroup's box of references is, in the step that begins at `step`.
+  static __device__ __forceinline__ Place of_references(const Arguments& a, Place step, int group) {
+    step.advance((a.plan.kept > 0 ? 0 : 1) + group / 2, slots_of(a));
+    return step;
+  }
+  static __device__ __forceinline__ void await_step(const Arguments& a, Shared& shared, Place step, int group) {
+    const Place y = of_references(a, step, group);
+    if (a.plan.kept == 0) mbarrier_wait(shared.full + step.at(), step.parity());
+    mbarrier_wait(shared.full + y.at(), y.parity());
+  }
+  // Half of the warps read a box of references, so they arrive twice.
+  static __device__ __forceinline__ void release(const Arguments& a, Shared& shared, Place step, int group) {
     if (lane_id() != 0) return;
-    mbarrier_arrive(shared.empty + at);
-    mbarrier_arrive_times(shared.empty + at + 1 + group / 2, 2);
+    if (a.plan.kept == 0) mbarrier_arrive(shared.empty + step.at());
+    mbarrier_arrive_times(shared.empty + of_references(a, step, group).at(), 2);
   }
 
-
-  // Sides of the tile: 384 of the 512 threads have one to look up.
-  static __device__ __forceinline__ void look_up(const Arguments& a, const TileAt& tile, int thread, Shared& shared) {
-    if (thread < kWidth * kBlock) look_up_column(a, tile, thread, shared.columns);
-    else if (thread < (kWidth + 1) * kBlock) look_up_row(a, tile, thread - kWidth * kBlock, shared.rows);
+  // What the sides of the tile are made of: 384 of the 512 threads look something up. What it waits for has happened: the
+  // loader shows a tile to the others only then.
+  static constexpr int kSides = (kWidth + 1) * kBlock;
+  static __device__ __forceinline__ Known look_up(const Arguments& a, const TileAt& tile, int thread) {
+    if (thread < kWidth * kBlock) return column_known(a, tile, thread);
+    if (thread < kSides) return row_known(a, tile, thread - kWidth * kBlock);
+    return {};
   }
 
   // A round of the queue: hits for the lists of the queries or, if kBack, of the references. After its barrier nobody

@@ -202,6 +202,23 @@ def test_macro_blocks(forced: Forced, tiles: str, D: int) -> None:
     assert "packed in 4 macro-blocks" in forced.plans[-1]
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="a device with more multiprocessors is simulated")
+@pytest.mark.parametrize("B", [700, None])
+def test_narrow_tiles(forced: Forced, B: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step has few tiles for the multiprocessors there are, half as wide ones: the same neighbours, bit for bit."""
+    forced(there("wgmma"))
+    y = cases.features(700, 24, seed=3)
+    x = None if B is None else cases.features(200, 24)
+    wide = bits(CUDA.knn(y if x is None else x, None if x is None else y, k=9))
+    cuda_backend.forget_plans()
+    monkeypatch.setenv("LDREG_SIMT_MULTIPROCESSORS", "24")
+    for seed in ("0", "1"):
+        monkeypatch.setenv("LDREG_SIMT_SEED", seed)
+        assert bits(CUDA.knn(y if x is None else x, None if x is None else y, k=9)) == wide
+    assert "narrow" in forced.plans[-1]
+    assert "narrow" not in forced.plans[0]
+
+
 def test_fast_is_nearly_exact(forced: Forced, way: str) -> None:
     forced(way)
     x = cases.features(500, 30)

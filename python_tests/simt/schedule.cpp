@@ -2,8 +2,8 @@
 // meets every reference once, a job finds what it waits for done by smaller tickets, buffers hold what a tile reads.
 //
 // Contract: `schedule` walks problems of 1 to 41 blocks, symmetric, by macro-blocks and one-sided, tiles one and two blocks
-// wide, packed at once and in steps; exit code 1 and a line for each kind of fault. The rules come from schedule.h and
-// tile.h themselves: meeting(), meetings(), base(). No device code runs.
+// wide, narrow ones in the first steps or not, packed at once and in steps; exit code 1 and a line for each kind of fault.
+// The rules come from schedule.h and tile.h themselves: meeting(), meetings(), base(). No device code runs.
 #include <cstdio>
 #include <set>
 #include <vector>
@@ -25,9 +25,9 @@ void expect(bool held, const char* what, const Arguments& a) {
 // What running blocks have done so far: the counters of a launch, and what they stand for.
 class Walk {
  public:
-  Walk(int B, int N, int wanted, bool same, int width, int64_t budget, int macros = 0) {
+  Walk(int B, int N, int wanted, bool same, int width, int64_t budget, int multiprocessors, int macros = 0) {
     a_.p.B = B, a_.p.N = N, a_.p.D = 64, a_.p.wanted = wanted, a_.p.same = same, a_.p.exact = true;
-    a_.plan = make_plan<float>(a_.p, true, false, {132, 256, 229376, 1000, width, 64, width == 2 ? 512 : 0}, budget);
+    a_.plan = make_plan<float>(a_.p, true, false, {multiprocessors, 256, 229376, 1000, width, 64, width == 2 ? 512 : 0}, budget);
     queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
     if (macros) {  // so many, whatever the budget
       a_.plan.run = 1 + macros % 3, a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
@@ -160,12 +160,12 @@ int main() {
           for (int64_t budget : {kBudget, int64_t(400000), int64_t(1500000)}) {
             const int N = blocks * kBlock + more;
             if (N <= wanted) continue;
-            Walk(N, N, wanted, true, width, budget).run(), ++walks;
+            Walk(N, N, wanted, true, width, budget, more == 0 ? 132 : 24).run(), ++walks;
             if (budget == kBudget)
               for (int macros : {2, 3, 5, 8})
-                if (N / kBlock / macros >= std::max(4, 4 * wanted / kBlock)) Walk(N, N, wanted, true, width, budget, macros).run(), ++walks;
+                if (N / kBlock / macros >= std::max(4, 4 * wanted / kBlock)) Walk(N, N, wanted, true, width, budget, more == 0 ? 132 : 24, macros).run(), ++walks;
             for (int B : {1, 127, 500, 1300})
-              if (blocks % 5 == 0) Walk(B, N, wanted, false, width, budget).run(), ++walks;
+              if (blocks % 5 == 0) Walk(B, N, wanted, false, width, budget, more == 0 ? 132 : 24).run(), ++walks;
           }
   std::printf("%ld walks, %ld faults\n", walks, faults);
   return faults > 0;

@@ -317,7 +317,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function,
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: return *value = simt::multiprocessors, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount: {
+      const char* other = std::getenv("LDREG_SIMT_MULTIPROCESSORS");  // for tests of plans
+      return *value = other ? std::atoi(other) : simt::multiprocessors, cudaSuccess;
+    }
     case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return *value = 233472, cudaSuccess;
