@@ -35,7 +35,7 @@ __device__ inline Meeting meeting(const Arguments& a, const Cursor& at, int bloc
 }
 
 // A hit: row and column in the tile, whose list it is for, and the product.
-struct Hit {
+struct alignas(8) Hit {
   unsigned where;  // row | column << 8, and kToColumn if the column is the query
   float product;
 };
