@@ -248,7 +248,8 @@ __device__ __forceinline__ void drain(const Arguments& a, const TileAt& at, cons
       if (place[i] >= unsigned(a.plan.cap)) continue;
       const Hit hit = queue[first + i * threads];
       const Pair pair = pair_of(at, hit.where);
-      global(a.s.list)[int64_t(pair.query) * a.plan.cap + place[i]] = {sortable(minus_twice(norm[i], hit.product)), pair.reference};
+      const int key = sortable(minus_twice(norm[i], hit.product));
+      global(a.s.list)[int64_t(pair.query) * a.plan.cap + place[i]] = {key, pair.reference};
     }
   }
 }

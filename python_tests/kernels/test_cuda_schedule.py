@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MISTAKES = {
     "half way round met twice": ("!(opposite && block >= e)", "true", "met not once"),
     "too few waited for": ("smaller(2 * meets - 1, reference_blocks)", "2 * meets - 2", "before it is complete"),
-    "narrow tiles taken for wide ones": ("int width = schedule.width(at)", "int width = a.plan.width", "met not once"),
+    "narrow tiles counted as wide ones": ("c.met, width(c))", "c.met, a_.plan.width)", "before it is complete"),
     "two sides at one place": ("place_back = opposite ? m.place : 2 * e * kBlock", "place_back = m.place", "one place"),
 }
 
