@@ -154,6 +154,12 @@ class LaneWalk:
 
     def active(self, instruction: Instruction, head: int) -> list[bool]:
         """Lanes that get to an instruction from block `head`, as far as conditions on the lane's number tell: `if (lane == 0)`."""
+        lanes = self._active(instruction, head)
+        while self._settle():
+            lanes = self._active(instruction, head)
+        return lanes
+
+    def _active(self, instruction: Instruction, head: int) -> list[bool]:
         block, at = self.place[instruction.address]
         lanes = self._fulfilled(instruction.predicate, block, at) or [True] * LANES
         while block != head and block:
@@ -171,24 +177,34 @@ class LaneWalk:
     def _fulfilled(self, predicate: str, block: int, at: int) -> list[bool] | None:
         """In which lanes a predicate holds, if what it compares is exact."""
         name = predicate.lstrip("!")
-        code = self.graph.blocks[block].code
-        for n in range(at - 1, -1, -1) if name else ():
-            parts = operands(code[n])
-            if name not in parts[:2] or not re.match(r"[A-Z]*SETP|P?LOP3", code[n].name):
-                continue
-            values = [self._operand(part, block, n) for part in parts if not re.fullmatch(r"!?U?P(?:\d|T)", part)]
-            test = TESTS.get(code[n].opcode.split(".")[1] if code[n].name == "ISETP" else code[n].name)
-            conditions = [part for part in parts[2:] if re.fullmatch(r"!?U?P\d", part)]
-            if test is None or conditions or parts[0] != name or code[n].predicate:
-                return None
-            if code[n].name == "LOP3":
-                values = [_logic("", values[1:]), constant(0)]
-            if not all(value is not None and value != UNSEEN and value.exact for value in values[:2]):
-                return None
-            one, two = (value.lanes for value in values[:2] if value)
-            holds = [test(_signed(a), _signed(b)) for a, b in zip(one, two, strict=True)]
-            return [not held for held in holds] if predicate.startswith("!") else holds
+        n = at - 1
+        while name:
+            code = self.graph.blocks[block].code
+            for n in range(n, -1, -1):
+                if name in operands(code[n])[:2] and re.match(r"[A-Z]*SETP|P?LOP3", code[n].name):
+                    return self._test(code[n], predicate, block, n)
+            if len(self.graph.blocks[block].before) != 1:
+                break
+            (block,) = self.graph.blocks[block].before
+            n = len(self.graph.blocks[block].code) - 1
         return None
+
+    def _test(self, instruction: Instruction, predicate: str, block: int, at: int) -> list[bool] | None:
+        """In which lanes a predicate holds after the instruction that sets it."""
+        parts = operands(instruction)
+        integer = instruction.name == "ISETP"
+        test = TESTS.get(instruction.opcode.split(".")[1] if integer else instruction.name)
+        conditions = [part for part in parts[1:] if re.fullmatch(r"!?U?P\d", part)]
+        if test is None or conditions or parts[0] != predicate.lstrip("!") or instruction.predicate:
+            return None
+        values = [self._operand(part, block, at) for part in parts if not re.fullmatch(r"!?U?P(?:\d|T)", part)]
+        if not integer:
+            values = [_logic("", values[1:]), constant(0)]
+        one, two = values[:2]
+        if one is None or two is None or not (one.exact and two.exact):
+            return None
+        holds = [test(_signed(a), _signed(b)) for a, b in zip(one.lanes, two.lanes, strict=True)]
+        return [not held for held in holds] if predicate.startswith("!") else holds
 
     def _address(self, instruction: Instruction, block: int, at: int) -> Known:
         (inside,) = re.findall(r"(?<!desc)(?<!c)\[([^]]*)\]", instruction.operands)[:1]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.compiled_cuda import DTYPES, NAME, SECTION, ToolError, run
+from benchmarks.compiled_cuda import DTYPES, NAME, SECTION, run
 
 INLINED = 0x90  # NVIDIA's extended opcode: row of the call, offset of the function's name
 LINE = re.compile(
@@ -117,40 +117,34 @@ def _instructions(text: str, places: list[tuple[int, tuple[Frame, ...]]]) -> Ite
 
 
 def function_name(mangled: str) -> str:
-    """The bare name out of an Itanium-mangled one: _ZN5ldreg4cuda8evaluateIfLi16ELi1EEEvNS0_10TeamShared... is evaluate."""
-    rest = mangled.removeprefix("_Z")
-    nested = rest.startswith("N")
-    rest = re.sub(r"^N?[VK]*", "", rest) if nested else rest.removeprefix("L")
+    """The bare name out of an Itanium-mangled one; of a lambda, the function that it stands in.
+
+    _ZN5ldreg4cuda8evaluateIfLi16ELi1EEEvNS0_10TeamShared... is evaluate.
+    """
+    rest = re.sub(r"^_Z+(N[VK]*|L)?", "", mangled)
+    nested = mangled.startswith(("_ZN", "_ZZN"))
     name = mangled
     while part := re.match(r"L?(\d+)", rest):
         length = int(part[1])
-        name = rest[part.end() : part.end() + length]
-        rest = rest[part.end() + length :]
+        name, rest = rest[part.end() : part.end() + length], rest[part.end() + length :]
         if not nested:
             break
-        if rest.startswith("I"):  # template arguments, to their E
+        if rest.startswith("I"):  # arguments of a template
             rest = rest[_arguments_end(rest) :]
     return name
+
+
+PIECE = re.compile(r"L[a-z]n?\d+E|S[\dA-Z]*_|S[abdiost]|T\d*_|(\d+)|.")
 
 
 def _arguments_end(text: str) -> int:
     """Behind the E that closes the I at 0."""
     depth = at = 0
-    while at < len(text):
-        if number := re.match(r"\d+", text[at:]):
-            at += number.end() + int(number[0])
-            continue
-        if literal := re.match(r"L[a-z]n?\d+E", text[at:]):
-            at += literal.end()
-            continue
-        if re.match(r"S[\dA-Z]*_|S[abdiost]|T\d*_", text[at:]):
-            at += re.match(r"S[\dA-Z]*_|S[abdiost]|T\d*_", text[at:]).end()  # type: ignore[union-attr]
-            continue
-        depth += text[at] in "INJX"
-        depth -= text[at] == "E"
-        at += 1
-        if depth == 0:
-            break
+    while at < len(text) and (depth or not at):
+        piece = PIECE.match(text, at)
+        assert piece is not None
+        at = piece.end() + int(piece[1] or 0)
+        depth += (piece[0] in "INJX") - (piece[0] == "E")
     return at
 
 
@@ -268,6 +262,3 @@ def _program(
             for _ in range(arguments[opcode - 1]):
                 _, at = _leb(table, at)
     return end
-
-
-__all__ = ["Frame", "Instruction", "Kernel", "ToolError", "function_name", "kernels_of", "kernels_of_cubin"]
