@@ -34,11 +34,11 @@ template <class Stage>
 Limits limits_of(int device) {
   return {attribute(cudaDevAttrMultiProcessorCount, device), Stage::kThreads,
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kControlBytes, Stage::kSharedBytes, Stage::kWidth,
-          Stage::kStep};
+          Stage::kStep, Stage::kDenseBytes};
 }
 
-Limits limits_of(const Call& call, bool hopper) {
-  if (call.dtype == DType::f64) return limits_of<NoTiles>(call.device);
+Limits limits_of(const Call& call, bool tiles, bool hopper) {
+  if (!tiles) return limits_of<NoTiles>(call.device);
   return hopper ? limits_of<HopperTiles>(call.device) : limits_of<PortableTiles>(call.device);
 }
 
@@ -126,17 +126,27 @@ struct Planned::Parts {
 
   template <class Real>
   void plan() {
-    const bool hopper = call.dtype != DType::f64 && takes_hopper(call);
-    const Limits limits = limits_of(call, hopper);
     a.p = problem_of(call), a.r = request_of(call);
+    const Pairs pairs = call.pairs == "direct" ? Pairs::direct : call.pairs == "dense" ? Pairs::dense : Pairs::counted;
+    const int gradient_rows = a.r.gradient ? a.r.k : 0;
+    bool tiles = call.tiles && call.dtype != DType::f64 && pairs != Pairs::dense;
+    const bool hopper = tiles && takes_hopper(call);
+    Limits limits = limits_of(call, tiles, hopper);
+    const Cycles cycles{a.p, int(item_size(call.dtype)), limits.blocks};
+    if (tiles && pairs == Pairs::counted && call.loop == "auto") tiles = cycles.lists() <= cycles.dense(gradient_rows);
     // Dropping the smallest would make every guess of who is a neighbour off by one.
     const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
                       near_power(Estimator(a.r.estimator)) > 0;
-    a.plan = make_plan<Real>(a.p, call.tiles, sums, limits, call.budget > 0 ? call.budget : kBudget);
+    const int64_t budget = call.budget > 0 ? call.budget : kBudget;
+    if (tiles) a.plan = make_plan<Real>(a.p, true, sums, limits, budget, pairs, gradient_rows);
+    if (!tiles || !a.plan.tiles) {  // or there was no room for both wide rows and long lists
+      limits = limits_of(call, false, false);
+      a.plan = make_plan<Real>(a.p, false, sums, limits, budget, pairs, gradient_rows);
+    }
     space = lay_out(a.p, a.plan, nullptr, nullptr, a.s);
     state_words = ldreg::cuda::state_words(a.plan, a.p.B);
     at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), kControlBytes + limits.shared_bytes,
-          hopper, nullptr};
+          a.plan.tiles ? hopper ? Way::hopper : Way::portable : Way::pairs, nullptr};
   }
 };
 
@@ -157,8 +167,10 @@ int64_t Planned::state() const { return parts_->state_words; }
 
 std::string Planned::words() const {
   const Plan& p = parts_->a.plan;
-  if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
-  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
+  if (!p.tiles && p.dense_rows == 0) return "direct, " + std::to_string(p.together) + " queries together";
+  if (!p.tiles)
+    return "dense, " + std::to_string(p.dense_rows) + " queries, " + std::to_string(p.dense_references) + " references a round";
+  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.way == Way::hopper ? "wgmma" : "mma") + " tiles, " +
          (p.once ? "packed at once" : "packed in steps") + ", " + std::to_string(p.panels) + " panels, " +
          std::to_string(p.steps) + " steps, lists of " + std::to_string(p.cap);
 }
@@ -185,7 +197,7 @@ void Planned::launch(const Tensors& at, uintptr_t workspace, uintptr_t stream) c
     unsigned* state = is_capturing(on) ? captured_state(workspace + parts.space, parts.state_words, on)
                                        : kept_state(parts.call.device, on, parts.state_words);
     lay_out(a.p, a.plan, pointer<char>(workspace), state, a.s);
-    if (a.plan.tiles && parts.at.hopper) describe_operands(a);
+    if (parts.at.way == Way::hopper) describe_operands(a);
     LaunchAt where = parts.at;
     where.stream = on;
     switch (parts.call.dtype) {

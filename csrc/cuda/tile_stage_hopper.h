@@ -10,6 +10,7 @@
 // over jobs (it then serialises wgmma).
 #pragma once
 
+#include "dense.h"
 #include "hopper.h"
 #include "tile.h"
 
@@ -20,8 +21,9 @@ namespace ldreg::cuda {
 #endif
 
 struct HopperTileStage {
-  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER;
-  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1;
+  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER, kPairsOnly = false;
+  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1, kDenseThreads = 512,
+                       kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
   static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kStages = 3, kBuffers = 2;
   static constexpr int kBoxBytes = kBlock * kStep * 2, kStageBytes = (1 + kWidth) * kBoxBytes;
 
@@ -169,7 +171,8 @@ struct HopperTileStage {
       round<false>(a, tile.tile, sum, shared, queue);
       if (a.plan.symmetric) round<true>(a, tile.tile, sum, shared, queue);
       named_barrier(kMatrixBarrier, kMatrixWarps * kWarp);  // the sides are no longer read
-      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at);
+      const int through = __shfl_sync(kAllLanes, record.at, 0);  // else ptxas keeps the barrier's address, on the stack
+      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + through);
     }
   }
 
