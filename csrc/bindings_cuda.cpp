@@ -61,6 +61,7 @@ PYBIND11_MODULE(_cuda, m) {
 #define LDREG_FIELD(name) call.def_readwrite(#name, &Call::name);
   LDREG_FIELD(device) LDREG_FIELD(B) LDREG_FIELD(N) LDREG_FIELD(D) LDREG_FIELD(x_stride) LDREG_FIELD(y_stride)
   LDREG_FIELD(same) LDREG_FIELD(exact) LDREG_FIELD(drop_smallest) LDREG_FIELD(wanted) LDREG_FIELD(tiles) LDREG_FIELD(loop)
+  LDREG_FIELD(pairs)
   LDREG_FIELD(budget) LDREG_FIELD(knn) LDREG_FIELD(gradient) LDREG_FIELD(loss) LDREG_FIELD(estimator) LDREG_FIELD(k)
   LDREG_FIELD(form) LDREG_FIELD(reduction) LDREG_FIELD(track)
 #undef LDREG_FIELD

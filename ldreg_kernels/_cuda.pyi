@@ -27,6 +27,7 @@ class Call:
     wanted: int
     tiles: bool
     loop: str
+    pairs: str
     budget: int
     knn: bool
     gradient: bool

@@ -98,6 +98,7 @@ struct Plan {
   int together;          // queries of a team that read the references together, every pair being computed
   int query_share;       // queries a team takes at a time
   int compacting;        // warps that have room to compact a list
+  int dense_rows, dense_references;  // of a round (rounds.h) of rows that every pair is computed for; 0: direct.h's way
   float gamma;           // relative rounding bound of a key
 };
 
@@ -105,7 +106,7 @@ struct Plan {
 enum StateWord : int {
   kTicket, kFinished, kLargestLow, kLargestHigh, kExtent, kShifted, kFailed, kScanned, kPackedQueries,
   kPackedReferences, kTiled = kPackedReferences + 3,  // of each buffer
-  kCompacted = kTiled + 3, kRowsDone, kUnused, kFixedWords
+  kCompacted = kTiled + 3, kRowsDone, kDense, kDenseOdd, kSelected, kSelectedOdd, kFixedWords
 };
 
 struct Space {
@@ -122,6 +123,9 @@ struct Space {
   float* limit;        // [panel] what a key has to pass
   float* reach;        // [panel]
   int* failed;         // [B] queries that need every pair
+  double* pairs;       // [2, dense_rows, dense_references] squared distances, below 0 where they are tiny (dense.h)
+  Neighbour* nearest;  // [dense_rows, wanted] of the references so far, where a panel takes several rounds
+  int* found;          // [dense_rows] of them
 };
 
 // Of the packed queries and references, for Hopper's tensor copies: a CUtensorMap (tensor_map.h).

@@ -66,6 +66,18 @@ __device__ __forceinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int
   }
 }
 
+// All outputs of the q-th of the team's queries, from its list in any order.
+template <class T>
+__device__ __forceinline__ void write_nearest(const TeamShared<RealOf<T>>& shared, int q, int query) {
+  const int n = shared.words()[kCount + q];
+  sort(shared.list_at(q), n);
+  for (int i = this_team().thread; i < n; i += this_team().threads) shared.list(q)[i].index *= 2;
+  if (this_team().thread == 0) shared.task().query = query, shared.task().n = n;
+  this_team().sync();
+  write_query<T>(shared, shared.x_at(q), shared.list_at(q));
+  this_team().sync();
+}
+
 template <class T>
 __device__ __forceinline__ void direct_job(int job, int rows) {
   using Real = RealOf<T>;
@@ -89,15 +101,7 @@ __device__ __forceinline__ void direct_job(int job, int rows) {
   for (int q = 0; q < queries; ++q) load_query<T>(a, query(q), Real(shared.task().unit), shared.x(q));
   this_team().sync();
   nearest_of_all<T>(shared, queries);
-  for (int q = 0; q < queries; ++q) {
-    const int n = shared.words()[kCount + q];
-    sort(shared.list_at(q), n);
-    for (int i = this_team().thread; i < n; i += kTeam) shared.list(q)[i].index *= 2;
-    if (this_team().thread == 0) shared.task().query = query(q), shared.task().n = n;
-    this_team().sync();
-    write_query<T>(shared, shared.x_at(q), shared.list_at(q));
-    this_team().sync();
-  }
+  for (int q = 0; q < queries; ++q) write_nearest<T>(shared, q, query(q));
 }
 
 }  // namespace ldreg::cuda

@@ -39,11 +39,11 @@ bool takes_hopper(const Call& call, const Gpu& gpu) {
 template <class Stage>
 Limits limits_of(const Gpu& gpu) {
   return {gpu.multiprocessors, Stage::kThreads, gpu.shared_bytes - kControlBytes, Stage::kSharedBytes, Stage::kWidth,
-          Stage::kStep, Stage::kKeptColumns};
+          Stage::kStep, Stage::kKeptColumns, Stage::kDenseBytes};
 }
 
-Limits limits_of(const Call& call, const Gpu& gpu, bool hopper) {
-  if (call.dtype == DType::f64) return limits_of<NoTiles>(gpu);
+Limits limits_of(const Gpu& gpu, bool tiles, bool hopper) {
+  if (!tiles) return limits_of<NoTiles>(gpu);
   return hopper ? limits_of<HopperTiles>(gpu) : limits_of<PortableTiles>(gpu);
 }
 
@@ -132,18 +132,28 @@ struct Planned::Parts {
 
   template <class Real>
   void plan(const Gpu& gpu) {
-    const bool hopper = call.dtype != DType::f64 && takes_hopper(call, gpu);
-    const Limits limits = limits_of(call, gpu, hopper);
-    threads = limits.threads;
     a.p = problem_of(call), a.r = request_of(call);
+    const Pairs pairs = call.pairs == "direct" ? Pairs::direct : call.pairs == "dense" ? Pairs::dense : Pairs::counted;
+    const int gradient_rows = a.r.gradient ? a.r.k : 0;
+    bool tiles = call.tiles && call.dtype != DType::f64 && pairs != Pairs::dense;
+    const bool hopper = tiles && takes_hopper(call, gpu);
+    Limits limits = limits_of(gpu, tiles, hopper);
+    const Cycles cycles{a.p, int(item_size(call.dtype)), limits.blocks};
+    if (tiles && pairs == Pairs::counted && call.loop == "auto") tiles = cycles.lists() <= cycles.dense(gradient_rows);
     // Dropping the smallest would make every guess of who is a neighbour off by one.
     const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
                       near_power(Estimator(a.r.estimator)) > 0;
-    a.plan = make_plan<Real>(a.p, call.tiles, sums, limits, call.budget > 0 ? call.budget : kBudget);
+    const int64_t budget = call.budget > 0 ? call.budget : kBudget;
+    if (tiles) a.plan = make_plan<Real>(a.p, true, sums, limits, budget, pairs, gradient_rows);
+    if (!tiles || !a.plan.tiles) {  // or there was no room for both wide rows and long lists
+      limits = limits_of(gpu, false, false);
+      a.plan = make_plan<Real>(a.p, false, sums, limits, budget, pairs, gradient_rows);
+    }
+    threads = limits.threads;
     space = lay_out(a.p, a.plan, nullptr, nullptr, a.s);
     state_words = ldreg::cuda::state_words(a.plan, a.p.B);
     at = {limits.blocks, kControlBytes + stage_bytes<Real>(a.p, a.plan, limits), kControlBytes + limits.shared_bytes,
-          hopper, nullptr};
+          a.plan.tiles ? hopper ? Way::hopper : Way::portable : Way::pairs, nullptr};
   }
 };
 
@@ -167,8 +177,10 @@ int64_t Planned::state() const { return parts_->state_words; }
 std::string Planned::words() const {
   const Plan& p = parts_->a.plan;
   const std::string narrow = p.narrow > 0 && p.width > 1 ? std::to_string(p.narrow) + " of them narrow, " : "";
-  if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
-  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
+  if (!p.tiles && p.dense_rows == 0) return "direct, " + std::to_string(p.together) + " queries together";
+  if (!p.tiles)
+    return "dense, " + std::to_string(p.dense_rows) + " queries, " + std::to_string(p.dense_references) + " references a round";
+  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.way == Way::hopper ? "wgmma" : "mma") + " tiles, " +
          (p.once     ? "packed at once"
           : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" + (p.kept ? ", queries kept" : "")
                      : "packed in steps") +
@@ -186,20 +198,28 @@ std::vector<std::pair<std::string, int64_t>> Planned::numbers() const {
           {"together", p.together},   {"query_share", p.query_share}, {"compacting", p.compacting},
           {"team_threads", kTeam},    {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
           {"compact_rows", kCompactRows}, {"block", kBlock},      {"blocks", parts_->at.blocks},
-          {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.hopper}};
+          {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.way == Way::hopper}};
 }
 
 std::vector<Segment> Planned::segments() const {
-  constexpr const char* kNames[] = {"scan", "pack references", "pack queries", "tiles", "compact", "rows", "direct"};
-  static_assert(int(Job::none) == std::size(kNames));
+  constexpr const char* kNames[] = {"scan", "pack references", "pack queries", "tiles", "compact", "rows"};
+  static_assert(int(Job::direct) == std::size(kNames));
   const Schedule schedule(parts_->a);
   std::vector<Segment> found;
   for (Cursor c = schedule.start();; schedule.advance(c)) {
-    const bool every_pair = c.job == Job::direct;  // how many of the rows failed only the launch will know
-    const int64_t jobs = !every_pair ? c.count : parts_->a.plan.tiles ? 0 : ceil_div(parts_->a.p.B, schedule.direct_rows());
-    found.push_back({kNames[int(c.job)], jobs, c.panel, c.step, c.met, c.meets});
-    if (every_pair) return found;
+    if (c.job == Job::direct) break;
+    found.push_back({kNames[int(c.job)], c.count, c.panel, c.step, c.met, c.meets});
   }
+  const Plan& plan = parts_->a.plan;
+  if (plan.tiles) return found;  // how many of the rows failed only the launch will know
+  if (plan.dense_rows == 0) {
+    found.push_back({"direct", ceil_div(parts_->a.p.B, schedule.direct_rows()), 0, 0, 0, 0});
+    return found;
+  }
+  const Rounds rounds(parts_->a, parts_->a.p.B);
+  for (RoundAt at = rounds.start(); at.round < rounds.rounds(); rounds.seek(at, at.first + at.count))
+    found.push_back({at.select ? "select" : "dense", at.count, 0, at.round, 0, 0});
+  return found;
 }
 
 // ---------------------------------------------------------------------------------- launching
@@ -224,7 +244,7 @@ void Planned::launch(const Tensors& at, uintptr_t workspace, uintptr_t stream) c
     unsigned* state = is_capturing(on) ? captured_state(workspace + parts.space, parts.state_words, on)
                                        : kept_state(parts.call.device, on, parts.state_words);
     lay_out(a.p, a.plan, pointer<char>(workspace), state, a.s);
-    if (a.plan.tiles && parts.at.hopper) describe_operands(a);
+    if (parts.at.way == Way::hopper) describe_operands(a);
     LaunchAt where = parts.at;
     where.stream = on;
     switch (parts.call.dtype) {

@@ -23,6 +23,7 @@ struct Call {
   int wanted = 0;
   bool tiles = true;         // candidates from tensor-core tiles, where the dtype has them
   std::string loop = "auto"; // "mma", "wgmma" or what the device is best at
+  std::string pairs = "auto"; // "direct", "dense" or what is counted to be less: where there are no tiles, or instead of them
   int64_t budget = 0;        // bytes of workspace besides lists; 0: the usual
   bool knn = false, gradient = false, loss = false;
   int estimator = 0, k = 0, form = 0, reduction = 0;

@@ -12,15 +12,17 @@
 #include "direct.h"
 #include "loss.h"
 #include "rows.h"
+#include "select.h"
 #include "tile_stage.h"
 #include "watchdog.h"
 
 namespace ldreg::cuda {
 
-// Doubles are never packed: all of their pairs are computed.
+// Where every pair is computed anyway: doubles are never packed, and long lists may be dearer (plan.h).
 struct NoTiles {
-  static constexpr bool kLooksAhead = false, kCompiled = true;
-  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0, kKeptColumns = 0;
+  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = true;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0, kKeptColumns = 0,
+                       kDenseThreads = 256, kDenseBytes = DenseShape<double, kDenseThreads>::kBytes;
   static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}
 };
 
@@ -120,8 +122,31 @@ __device__ __forceinline__ void work(Control& control, char* memory) {
   }
 }
 
+// Rows that need every pair, control.rows of them, by tiles that all blocks share.
+template <class T, class Stage>
+__device__ __forceinline__ void work_densely(Control& control) {
+  const Arguments& a = arguments();
+  const Rounds rounds(a, control.rows);
+  if (thread_id() == 0) control.round = rounds.start();
+  while (true) {
+    const RoundAt& at = control.round;
+    if (thread_id() == 0) {
+      rounds.seek(control.round, control.ticket - control.at.first);
+      if (at.round < rounds.rounds()) await_round(rounds, at);
+    }
+    __syncthreads();
+    if (at.round >= rounds.rounds()) return;
+    const int job = int(control.ticket - control.at.first - at.first), parity = at.round % 2;
+    if (at.select) select_job<T>(rounds, at, job);
+    else DenseTile<T, DenseShape<RealOf<T>, Stage::kDenseThreads>>::run(rounds, at, job);
+    __syncthreads();
+    if (thread_id() == 0) signal(a.s.state + (at.select ? kSelected : kDense) + parity);
+    next_job(control);
+  }
+}
+
 // The jobs behind all others: rows that need every pair. Only now is it known how many.
-template <class T>
+template <class T, class Stage>
 __device__ __forceinline__ void work_directly(Control& control) {
   const Arguments& a = arguments();
   const Schedule schedule(a);
@@ -131,11 +156,17 @@ __device__ __forceinline__ void work_directly(Control& control) {
     control.rows = a.plan.tiles ? int(a.s.state[kFailed]) : a.p.B;
   }
   __syncthreads();
-  const auto job = [&] { return int(control.ticket - control.at.first); };
-  while (job() < ceil_div(control.rows, schedule.direct_rows())) {
-    direct_job<T>(job(), control.rows);
-    next_job(control);
+  if constexpr (Stage::kPairsOnly) {
+    if (a.plan.dense_rows == 0) {
+      const auto job = [&] { return int(control.ticket - control.at.first); };
+      while (job() < ceil_div(control.rows, schedule.direct_rows())) {
+        direct_job<T>(job(), control.rows);
+        next_job(control);
+      }
+      return;
+    }
   }
+  work_densely<T, Stage>(control);
 }
 
 template <class T, class Stage>
@@ -152,7 +183,7 @@ __device__ __forceinline__ void ldreg_block(const Arguments& given) {
     if (control.at.job == Job::tiles) Stage::run(control.at, control.ticket, control.tile, memory, given.maps);
     if (!Stage::kLooksAhead && control.at.job == Job::tiles) next_job(control);
   }
-  work_directly<T>(control);
+  work_directly<T, Stage>(control);
   finish<T>(control, memory);
 }
 

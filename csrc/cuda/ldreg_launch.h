@@ -6,9 +6,11 @@
 
 namespace ldreg::cuda {
 
+enum class Way : int { portable, hopper, pairs };  // PortableTiles, HopperTiles, NoTiles
+
 struct LaunchAt {
   int blocks, shared_bytes, most_shared_bytes;
-  bool hopper;  // HopperTiles, else PortableTiles
+  Way way;
   void* stream;
 };
 

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "direct.h"
+#include "select.h"
 
 namespace ldreg::cuda {
 
@@ -23,10 +23,37 @@ struct Limits {
   int tile_bytes;    // ... of which the tile stage needs this many
   int width, step;   // of the tile: blocks of references, and features at a time
   int kept_columns;  // of a block of queries that stays in shared memory; 0: the stage keeps none
+  int dense_bytes;   // as tile_bytes, of the tiles of dense.h
 };
 
 constexpr int64_t kBudget = int64_t(62) << 20;
 constexpr int kRun = 8;  // more hardly saves copies of queries, and longer runs end less evenly
+
+// How every pair is computed where nothing better is done: all by direct.h, all by dense.h, or by what is counted to take less.
+enum class Pairs : int { counted, direct, dense };
+
+// Cycles of a Hopper multiprocessor, as counted from the compiled kernels (benchmarks/NOTES.md), of the ways there are.
+struct Cycles {
+  const Problem& p;
+  int item, blocks;  // bytes of a feature; multiprocessors
+  static constexpr double kBytes = 23.7;  // from L2, when all read
+
+  double rounds(double jobs) const { return std::ceil(jobs / blocks); }
+  double gathered(double rows) const { return rows * p.B * p.D * item / (kBytes * blocks); }
+  // Two instructions for a pair and a column, 128 lanes (64 in double), and a tenth for loads and flushes. The gradient is gathered
+  // afterwards.
+  double dense(int gradient_rows) const {
+    const double tile = 1.1 * 2 * kBlock * (item == 8 ? 2 : 1) * p.D;
+    return rounds(std::ceil(p.B / double(kBlock)) * std::ceil(p.N / double(kBlock))) * tile + gathered(gradient_rows);
+  }
+  // Three for four queries of a team that share a reference.
+  double direct(int teams, int together, int gradient_rows) const {
+    const double job = 3.0 * teams * together * p.N * p.D / 128 * (item == 8 ? 2 : 1);
+    return rounds(std::ceil(p.B / double(teams * together))) * job + gathered(gradient_rows);
+  }
+  // Products at 60 % of the tensor cores' rate, and rows of 1.1 k candidates, from which the gradient comes, too.
+  double lists() const { return double(p.B) * p.N * p.D / (0.6 * 2048 * blocks) + gathered(1.1 * p.wanted); }
+};
 
 // Words of the state: fixed ones, and two for each block of queries.
 inline int64_t state_words(const Plan& plan, int B) { return kFixedWords + (plan.tiles ? 2 * ceil_div(B, kBlock) : 0); }
@@ -62,6 +89,22 @@ bool choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
   return best > 0;
 }
 
+// Rounds of a panel of queries and a stretch of references (rounds.h), two of which have room in an eighth of five budgets: all
+// references where that leaves two tiles of queries at least.
+inline void choose_rounds(const Problem& p, int rows, int64_t budget, Plan& plan) {
+  const int64_t room = budget / 8 * 5 / 2 / int64_t(sizeof(double)), block = kBlock;
+  const auto whole = [&](int64_t n) { return std::max<int64_t>(n / block, 1) * block; };
+  const int64_t all = int64_t(ceil_div(p.N, kBlock)) * block, most = int64_t(ceil_div(rows, kBlock)) * block;
+  int64_t panel = std::min(whole(room / all), most), stretch = all;
+  if (panel < std::min(2 * block, most) || panel * all > std::max(room, block * block)) {
+    panel = std::min(room >= 2 * block * block ? 2 * block : block, most);
+    stretch = std::min(whole(room / panel), all);
+  }
+  const int64_t panels = (rows + panel - 1) / panel;  // as many, of one size
+  plan.dense_rows = int((((rows + panels - 1) / panels) + block - 1) / block * block);
+  plan.dense_references = int(stretch);
+}
+
 // How many times the references seen so far may be seen after the next step, so that lists have room: a threshold from s
 // references admits k of the next s, give or take its own deviation (1 in sqrt k) and chance; six deviations, and a tenth
 // for the error bounds. The order of references is spread evenly (operands.h), so chance it is.
@@ -87,7 +130,8 @@ inline void check_jobs(const Problem& p, const Plan& plan) {
 
 // `sums`: the gradient is summed while distances are taken.
 template <class Real>
-Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, int64_t budget = kBudget) {
+Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, int64_t budget = kBudget,
+               Pairs pairs = Pairs::counted, int gradient_rows = 0) {
   Plan plan{};
   plan.sums = sums;
   plan.tiles = tiles && sizeof(Real) == 4;
@@ -100,7 +144,15 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   plan.gamma = (1.5f * p.D + 64) * 0x1p-23f;  // tensor cores truncate partial sums; threshold.h
   if (!plan.tiles) {
     plan.room = power_above(p.wanted + kLeastRound);
-    if (choose_teams<Real>(p, limits, plan)) return plan;
+    if (choose_teams<Real>(p, limits, plan)) {
+      const Cycles cycles{p, int(sizeof(Real)), limits.blocks};
+      const bool dense = cycles.dense(gradient_rows) < cycles.direct(plan.teams, plan.together, gradient_rows);
+      if (pairs == Pairs::dense || (pairs == Pairs::counted && dense)) {
+        plan.teams = std::min(limits.threads / kTeam, limits.shared_bytes / team_bytes<Real>(p, plan, 1)), plan.together = 1;
+        choose_rounds(p, p.B, budget, plan);
+      }
+      return plan;
+    }
     throw std::invalid_argument("D = " + std::to_string(p.D) + " with k = " + std::to_string(p.wanted) + " needs " +
                                 std::to_string(team_bytes<Real>(p, plan, 1)) + " bytes of shared memory, this device has " +
                                 std::to_string(limits.shared_bytes));
@@ -109,7 +161,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
 
   plan.cap = power_above(std::max(4 * p.wanted, 4 * kBlock)), plan.room = plan.cap;
   // Wide rows and long lists may not fit a small device's shared memory together; every pair does.
-  if (!choose_teams<Real>(p, limits, plan)) return make_plan<Real>(p, false, false, limits, budget);
+  if (!choose_teams<Real>(p, limits, plan)) return make_plan<Real>(p, false, false, limits, budget, pairs, gradient_rows);
   const int64_t row = plan.columns * int64_t(sizeof(__half));
   const int reference_blocks = ceil_div(p.N, kBlock), in_list = plan.cap / kBlock;
   plan.once = p.N * row <= budget / 2 || (p.same && p.N * row <= budget * 7 / 8);
@@ -152,6 +204,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
     met = meets, meets = meets_after(plan, reference_blocks, meets);
   }
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / compact_bytes(plan.cap));
+  choose_rounds(p, p.B, budget, plan);
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block
   plan.query_share = int(std::max<int64_t>(1, std::min<int64_t>(8, plan.panel / each)));
   return plan;
@@ -162,6 +215,7 @@ template <class Real>
 int stage_bytes(const Problem& p, const Plan& plan, const Limits& limits) {
   int bytes = plan.teams * team_bytes<Real>(p, plan, plan.together);
   if (plan.tiles) bytes = std::max({bytes, limits.tile_bytes, plan.compacting * compact_bytes(plan.cap), kCentreBytes});
+  if (plan.dense_rows > 0) bytes = std::max(bytes, limits.dense_bytes);
   return std::max(bytes, 1024);
 }
 
@@ -175,7 +229,17 @@ inline int64_t lay_out(const Problem& p, const Plan& plan, char* memory, unsigne
   };
   s = Space{};
   s.state = state;
-  if (!plan.tiles) return 0;
+  const int64_t pairs = 2 * int64_t(plan.dense_rows) * plan.dense_references;
+  const auto take_rest = [&] {
+    const bool kept = plan.dense_references > 0 && plan.dense_references < p.N;
+    take(s.nearest, kept ? int64_t(plan.dense_rows) * p.wanted : 0);
+    take(s.found, kept ? plan.dense_rows : 0);
+  };
+  if (!plan.tiles) {
+    take(s.pairs, pairs);
+    take_rest();
+    return used;
+  }
   const int64_t blocks = ceil_div(p.B, kBlock), references = int64_t(ceil_div(p.N, kBlock)) * kBlock;
   s.arrivals = state + kFixedWords, s.ready = s.arrivals + blocks;
   const int64_t panel = std::min<int64_t>(plan.panel, blocks * kBlock);
@@ -188,6 +252,12 @@ inline int64_t lay_out(const Problem& p, const Plan& plan, char* memory, unsigne
     take(s.x, panel * plan.columns);
     take(s.x_packed, panel);
   }
+  // Nobody reads the operands any more when the first row that failed is looked at; lists, others may still read.
+  const int64_t operands = used;
+  used = 0;
+  take(s.pairs, pairs);
+  take_rest();
+  used = std::max(used, operands);
   take(s.list, panel * plan.cap);
   take(s.count, panel);
   take(s.limit, panel);

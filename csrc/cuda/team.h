@@ -10,12 +10,12 @@
 namespace ldreg::cuda {
 
 struct Team {
-  int id, thread, warp, lane;
+  int id, thread, warp, lane, threads;
   __device__ void sync() const { named_barrier(1 + id, kTeam); }
 };
 
 __device__ inline Team this_team() {
-  return {thread_id() / kTeam, thread_id() % kTeam, warp_id() % (kTeam / kWarp), lane_id()};
+  return {thread_id() / kTeam, thread_id() % kTeam, warp_id() % (kTeam / kWarp), lane_id(), kTeam};
 }
 
 LDREG_HD int power_above(int n) {

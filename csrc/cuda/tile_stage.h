@@ -4,14 +4,16 @@
 // of the same stage for Hopper is tile_stage_hopper.h.
 #pragma once
 
+#include "dense.h"
 #include "tile.h"
 
 namespace ldreg::cuda {
 
 template <class Loop>
 struct TileStage {
-  static constexpr bool kLooksAhead = false, kCompiled = true;
-  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4, kKeptColumns = 0;
+  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = false;
+  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4, kKeptColumns = 0,
+                       kDenseThreads = kThreads, kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
 
   static constexpr int kQueue = 2048;  // hits there is room for at a time
 

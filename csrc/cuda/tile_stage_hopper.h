@@ -15,6 +15,7 @@
 // in shared memory: 32 KB a step. The ring is then of four boxes and more, three of them in what else is the queue's.
 #pragma once
 
+#include "dense.h"
 #include "hopper.h"
 #include "tile.h"
 
@@ -25,8 +26,9 @@ namespace ldreg::cuda {
 #endif
 
 struct HopperTileStage {
-  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER;
-  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1;
+  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER, kPairsOnly = false;
+  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1, kDenseThreads = 512,
+                       kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
   static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kBuffers = 2;
   static constexpr int kQueue = 4096;  // hits there is room for at a time
   static constexpr int kBoxBytes = kBlock * kStep * 2, kOfStep = 1 + kWidth, kBoxes = 3 * kOfStep, kMoreBoxes = 3;
@@ -247,7 +249,8 @@ struct HopperTileStage {
       matrix_barrier();
       round<false>(a, tile.tile, thread, sum, shared, queue, found);
       if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue, found);
-      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at);
+      const int through = __shfl_sync(kAllLanes, record.at, 0);  // else ptxas keeps the barrier's address, on the stack
+      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + through);
     }
   }
 
