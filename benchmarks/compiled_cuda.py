@@ -170,7 +170,7 @@ def absent(rows: list[Row]) -> Iterator[str]:
     there = {(row.kernel, row.dtype, row.architecture) for row in rows}
     for architecture in sorted({row.architecture for row in rows}):
         wanted = [("NoTiles", "float64")]
-        stages = ["TileStage", *(["HopperTileStage"] if architecture == HOPPER else [])]
+        stages = ["NoTiles", "TileStage", *(["HopperTileStage"] if architecture == HOPPER else [])]
         wanted += [(stage, dtype) for stage in stages for dtype in ("float32", "float16", "bfloat16")]
         yield from (f"{' '.join(name)} {architecture}" for name in wanted if (*name, architecture) not in there)
 

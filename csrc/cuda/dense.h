@@ -5,7 +5,7 @@
 // adds up kQueries x kReferences pairs: kSlab columns of a pair in one float32 sum, 16 of those in another, and these in
 // double in the tile's buffer in global memory. So at worst, when all squares are equal and every addition rounds the same
 // way, d2 is off by 1.1e-6, and integers come out exactly. Pairs whose squares would underflow are computed once more from
-// larger differences. Double needs neither. What selection finds is a set in the order of topk.h; nothing depends on who comes first.
+// larger differences. Double needs neither. Sums are in one order, whoever computes them.
 //
 // Operands are staged as Real, scaled, and transposed: column by column, groups of four rows swizzled by the column's group,
 // so that both the scalar stores of a row's piece and the vector loads of the products touch every bank once.
@@ -49,7 +49,7 @@ struct DenseShape {
 // What a thread does in every slab, worked out once: indices into a slab's rows, columns and numbers.
 struct DensePlace {
   int x, y;        // of its first query and reference, before they are swizzled
-  int row, column;  // that it stages first
+  int row, column;  // that it stages first, a piece of four columns
   int staged;       // where that goes, swizzled
 
   template <class Shape>

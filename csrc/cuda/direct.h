@@ -1,4 +1,4 @@
-// The direct stage: every pair's exact distance. For small problems, k near N, double, and rows whose lists had no room.
+// The direct stage: every pair's exact distance, for problems too small for the tiles of dense.h.
 //
 // Contract: a team takes up to kMostTogether queries, so that a reference is read once for all of them, and keeps each
 // one's nearest so far in shared memory: append what is before the threshold, then sort and cut. A warp takes a reference;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void direct_job(int job, int rows) {
   const int first = (job * a.plan.teams + this_team().id) * a.plan.together;
   const int queries = smaller(a.plan.together, rows - first);
   if (queries <= 0) return;
-  const auto query = [&](int q) { return a.plan.tiles ? a.s.failed[first + q] : first + q; };
+  const auto query = [&](int q) { return first + q; };
   const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(a.plan.together, a.plan.room, a.p.D, false)};
   if (this_team().thread < queries) {
     const int q = this_team().thread;

@@ -18,6 +18,21 @@ struct PairRow {
   int first, n, own;
   __device__ bool skips(int i) const { return first + i == own; }
   __device__ double operator[](int i) const { return finite_or_inf(fabs(*global(d2 + i))); }
+
+  // use(index, distance) for all of [from, end) but the query itself, by a team. A few loads are under way at a time.
+  template <class Use>
+  __device__ __forceinline__ void each(int from, int end, Use&& use) const {
+    constexpr int kAhead = 8;
+    const int threads = this_team().threads;
+    for (int i = from + this_team().thread; i < end; i += kAhead * threads) {
+      double some[kAhead];
+#pragma unroll
+      for (int m = 0; m < kAhead; ++m) some[m] = (*this)[smaller(i + m * threads, n - 1)];
+#pragma unroll
+      for (int m = 0; m < kAhead; ++m)
+        if (i + m * threads < end && !skips(i + m * threads)) use(i + m * threads, some[m]);
+    }
+  }
 };
 
 // How many of the row are in each bin: bits low + (bin << shift) and up. The first bin up to which there are `wanted`, with
@@ -29,10 +44,10 @@ __device__ __forceinline__ void count_bins(const TeamShared<Real>& shared, const
   int* bins = reinterpret_cast<int*>(shared.list());
   for (int b = this_team().thread; b < kBins; b += this_team().threads) bins[b] = 0;
   this_team().sync();
-  for (int i = this_team().thread; i < row.n; i += this_team().threads) {
-    const unsigned long long bits = bits_of(row[i]);
-    if (!row.skips(i) && bits >= low && bits <= high) atomicAdd(bins + ((bits - low) >> shift), 1);
-  }
+  row.each(0, row.n, [&](int, double d2) {
+    const unsigned long long bits = bits_of(d2);
+    if (bits >= low && bits <= high) atomicAdd(bins + ((bits - low) >> shift), 1);
+  });
   this_team().sync();
   if (this_team().warp == 0) {
     int* words = shared.words();
@@ -62,11 +77,9 @@ template <class Real>
 __device__ __forceinline__ unsigned long long split_row(const TeamShared<Real>& shared, const PairRow& row, int wanted, int room,
                                                         int& passing) {
   double least = INFINITY, most = -1;
-  for (int i = this_team().thread; i < row.n; i += this_team().threads) {
-    const double d2 = row[i];
-    if (row.skips(i) || !(d2 < INFINITY)) continue;
-    least = fmin(least, d2), most = fmax(most, d2);
-  }
+  row.each(0, row.n, [&](int, double d2) {
+    if (d2 < INFINITY) least = fmin(least, d2), most = fmax(most, d2);
+  });
   least = -team_max(this_team(), shared.scratch(), -least), most = team_max(this_team(), shared.scratch(), most);
   passing = row.n;
   if (most < 0) return ~0ull;
@@ -87,23 +100,23 @@ __device__ __forceinline__ unsigned long long split_row(const TeamShared<Real>& 
   }
 }
 
-// What of the row is not beyond `limit` joins the team's list, which keeps the nearest. More than `wanted` are left only if
-// there was room for all.
+// What of the row is not beyond `limit` joins the team's list. Where there is no room for all of it, the list is cut to the
+// nearest on the way.
 template <class Real>
 __device__ __forceinline__ void gather_nearest(const TeamShared<Real>& shared, const PairRow& row, unsigned long long limit,
                                                int passing, int wanted, int room) {
   int* words = shared.words();
   const int round = words[kCount] + passing <= room ? row.n : room - wanted;
+  this_team().sync();  // the count is the same for all
   for (int first = 0; first < row.n; first += round) {
-    const Neighbour* list = shared.list();
-    for (int i = first + this_team().thread; i < smaller(first + round, row.n); i += this_team().threads) {
-      const Neighbour item{row[i], row.first + i};
-      if (row.skips(i) || bits_of(item.d2) > limit) continue;
-      if (words[kCut] && !before(item, list[wanted - 1])) continue;
-      shared.list()[atomicAdd(words + kCount, 1)] = item;
-    }
+    Neighbour* list = shared.list();
+    row.each(first, smaller(first + round, row.n), [&](int i, double d2) {
+      const Neighbour item{d2, row.first + i};
+      if (bits_of(d2) > limit || (words[kCut] && !before(item, list[wanted - 1]))) return;
+      list[atomicAdd(words + kCount, 1)] = item;
+    });
     this_team().sync();
-    if (words[kCount] > wanted) {
+    if (first + round < row.n && words[kCount] > wanted) {
       sort(shared.list_at(), words[kCount]);
       if (this_team().thread == 0) words[kCount] = wanted, words[kCut] = 1;
     }
@@ -122,11 +135,12 @@ __device__ __forceinline__ void recall(const TeamShared<Real>& shared, int slot)
   this_team().sync();
 }
 
+// The nearest so far, in order, for the rounds to come.
 template <class Real>
 __device__ __forceinline__ void keep(const TeamShared<Real>& shared, int slot) {
   const Arguments& a = arguments();
-  const int n = shared.words()[kCount];
-  sort(shared.list_at(), n);
+  sort(shared.list_at(), shared.words()[kCount]);
+  const int n = smaller(shared.words()[kCount], a.p.wanted);
   for (int i = this_team().thread; i < n; i += this_team().threads)
     a.s.nearest[int64_t(slot) * a.p.wanted + i] = shared.list()[i];
   if (this_team().thread == 0) a.s.found[slot] = n;

@@ -1,4 +1,4 @@
-"""Small blocks for the Triton tests (see triton_small.py), and all threads for small work on the CPU."""
+"""Small blocks for Triton (triton_small.py), forced ways for CUDA (cuda_ways.py), all threads for small CPU work."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cuda_ways import Forced
 from triton_small import Small
 
-from ldreg_kernels.kernels import native, triton_backend, tuning
+from ldreg_kernels.kernels import cuda_backend, native, triton_backend, tuning
 
 
 @pytest.fixture
@@ -45,3 +46,13 @@ def shared() -> Iterator[None]:
     yield
     if native.unavailable_reason() is None:
         native._cpu.always_share(False)
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Forced]:
+    module = Forced(cuda_backend._cuda)
+    monkeypatch.setattr(cuda_backend, "_cuda", module)
+    cuda_backend.forget_plans()
+    yield module
+    cuda_backend.forget_plans()
+    assert not module.left, "the next launch begins with zeros"

@@ -12,74 +12,19 @@ import cases
 import garbage
 import oracle
 import pytest
-import tolerances
 import torch
-from conftest import Backend
+from cuda_ways import CUDA, DEVICE, TILES, WAYS, Forced, bits, check, there
 
 import ldreg_kernels as ldk
 from ldreg_kernels.kernels import cuda_backend
 from ldreg_kernels.kernels.contract import Problem
 
 MISSING = cuda_backend.unavailable_reason()
-DEVICE = cuda_backend.device_types()[0]
-CUDA = Backend("cuda", torch.device(DEVICE))
 pytestmark = [
     pytest.mark.skipif(MISSING is not None, reason=f"backend 'cuda' is unavailable: {MISSING}"),
     pytest.mark.usefixtures("poisoned_memory"),
     *([pytest.mark.gpu] if DEVICE == "cuda" else []),
 ]
-
-WAYS = {"direct": {"tiles": False}, "mma": {"tiles": True, "loop": "mma"}, "wgmma": {"tiles": True, "loop": "wgmma"}}
-TILES = ["mma", "wgmma"]
-
-
-class Forced:
-    """The module, with some fields of every call forced; keeps the plans in words."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.simulated, self.Call = module, module.simulated, module.Call
-        self.fields: dict[str, object] = {}
-        self.plans: list[str] = []
-        self.left: list[int] = []  # counters that were not 0 after a launch
-
-    def __call__(self, way: str, **fields: object) -> None:
-        self.fields = {**WAYS[way], **fields}
-        cuda_backend.forget_plans()
-
-    def Planned(self, call: Any) -> Watched:
-        for name, value in self.fields.items():
-            setattr(call, name, value)
-        planned = self.module.Planned(call)
-        self.plans.append(planned.words)
-        return Watched(self, call.device, planned)
-
-
-class Watched:
-    """A plan whose launches are looked at when they are through."""
-
-    def __init__(self, forced: Forced, device: int, planned: Any) -> None:
-        self.forced, self.device, self.planned = forced, device, planned
-        self.workspace = planned.workspace
-
-    def launch(self, *arguments: Any) -> None:
-        self.planned.launch(*arguments)
-        self.forced.left += [word for word in self.forced.module.state_of(self.device, arguments[-1]) if word]
-
-
-@pytest.fixture
-def forced(monkeypatch: pytest.MonkeyPatch) -> Forced:
-    module = Forced(cuda_backend._cuda)
-    monkeypatch.setattr(cuda_backend, "_cuda", module)
-    cuda_backend.forget_plans()
-    yield module
-    cuda_backend.forget_plans()
-    assert not module.left, "the next launch begins with zeros"
-
-
-def there(way: str) -> str:
-    if way == "wgmma" and DEVICE == "cuda" and torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("wgmma is Hopper's")
-    return way
 
 
 @pytest.fixture(params=WAYS)
@@ -92,26 +37,6 @@ def tiles(request: pytest.FixtureRequest) -> str:
     return there(request.param)
 
 
-def check(x, y=None, *, k, estimator="mom", self_index=None, **options):
-    """Neighbours, LID and gradient of one problem, against float64."""
-    where = {"k": k, "self_index": self_index}
-    found = CUDA.knn(x, y, **where, **options)
-    oracle.check_knn(found, x, y, **where, name="cuda")
-    if k > 1:
-        leaf = x.detach().requires_grad_()
-        lid = CUDA.lid(leaf, y, estimator=estimator, **where, **options)
-        truth, _ = oracle.lid(x, y, estimator=estimator, **where)
-        oracle.check_lid(lid.detach(), truth, "cuda", x.dtype)
-        weight = 0.5 + torch.rand(len(x), generator=cases.seeded(1), dtype=lid.dtype)
-        (gradient,) = torch.autograd.grad((lid * weight).sum(), leaf)
-        expected, values = oracle.lid_gradient_given(x, y, found.indices, estimator, weight)
-        resolved = oracle.resolved_rows(lid.detach(), values, x.dtype)
-        largest = values[resolved].nan_to_num(0).max().item() if resolved.any() else 0.0
-        oracle.check_gradient(
-            gradient[resolved], expected[resolved], tolerances.gradient("cuda", x.dtype, largest), x.dtype
-        )
-
-
 # ------------------------------------------------------------------------------------------------- shapes
 
 # One off a block of 128, an even and an odd number of blocks, several steps
@@ -122,7 +47,7 @@ ROWS = [2, 60, 127, 128, 129, 256, 385, 700]
 def test_own_batch(forced: Forced, way: str, rows: int) -> None:
     forced(way)
     check(cases.features(rows, 24), k=min(9, rows - 1))
-    assert ("symmetric" in forced.plans[-1]) == (way != "direct")
+    assert ("symmetric" in forced.plans[-1]) == (way in TILES)
 
 
 @pytest.mark.parametrize(("B", "N"), [(1, 200), (3, 129), (130, 640), (300, 1000)])
@@ -135,7 +60,7 @@ def test_other_references(forced: Forced, way: str, B: int, N: int, self_index: 
         order = torch.randperm(N, generator=cases.seeded(2))[:B]
         x, self_index = y[order].clone(), torch.where(torch.arange(B) % 3 == 1, -1, order)
     check(x, y, k=12, self_index=self_index)
-    if way != "direct":
+    if way in TILES:
         assert "one-sided" in forced.plans[-1]
 
 
@@ -293,10 +218,6 @@ def test_what_memory_held_before_does_not_matter(forced: Forced, tiles: str, B: 
 
 
 # ------------------------------------------------------------------------------------------------- order
-
-
-def bits(result: Any) -> list[bytes]:
-    return [t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for t in result]
 
 
 @pytest.mark.parametrize("same", [True, False])
