@@ -85,7 +85,7 @@ def append(c, dot, norm, slack, residual, limit, reach, slot, position, own, C: 
     """
     PAIRS: tl.constexpr = dot.shape[0] * dot.shape[1]
     shifted = norm - slack
-    if INTERPRET or PAIRS != PACK * 32 * C.num_warps:
+    if INTERPRET or PACK * 32 * C.num_warps != PAIRS:
         key = norm[None, :] - 2 * dot
         passes = shifted[None, :] - 2 * dot - residual[None, :] * reach[:, None] <= limit[:, None]
         passes = passes & (position[None, :] != own[:, None])

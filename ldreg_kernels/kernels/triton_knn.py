@@ -189,15 +189,13 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
     DROP: tl.constexpr = C.drop
     SORT: tl.constexpr = C.sort
     ROWS: tl.constexpr = C.rows
-    if SLAB:
-        _, back = unit_of(tl.load(s.state + LARGEST), C.wide)
-    else:
-        _, unit, back, _ = batch_unit(p, a, C)
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         slot, query, live, scratch = task(s, block, first, last, LISTED, C)
         if SLAB:
+            _, back = unit_of(tl.load(s.state + LARGEST), C.wide)
             n = from_slab(p, s, slot, live, scratch, C)
         else:
+            _, unit, back, _ = batch_unit(p, a, C)
             n, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:

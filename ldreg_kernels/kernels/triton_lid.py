@@ -241,16 +241,14 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
     # Dropping the smallest changes who is a neighbour by rank: the guess would be off by one everywhere.
     POWER: tl.constexpr = 0 if SLAB or C.drop or not C.gradient or not C.one_chunk else near_power(ESTIMATOR)
-    if SLAB:
-        unit, _ = unit_of(tl.load(s.state + LARGEST), C.wide)
-    else:
-        _, unit, _, _ = batch_unit(p, a, C)
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         slot, query, live, scratch = task(s, block, first, last, LISTED, C)
         if SLAB:
+            unit, _ = unit_of(tl.load(s.state + LARGEST), C.wide)
             n = from_slab(p, s, slot, live, scratch, C)
             total = tl.zeros([ROWS, BLOCK_D], WORK)
         else:
+            _, unit, _, _ = batch_unit(p, a, C)
             n, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:

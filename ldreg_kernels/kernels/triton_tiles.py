@@ -97,40 +97,45 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
         within = tile % (GROUP * across)
         slot = (group + within % high) * BLOCK_B + lanes(BLOCK_B)
         j = first + (within // high) * BLOCK_N + lanes(BLOCK_N)
-        live = slot < panel_end - panel
+        live, offered = slot < panel_end - panel, j < last
         # Rows beyond the end repeat the last one and are masked afterwards; columns are padded with zeros.
         row = tl.minimum(slot, panel_end - panel - 1)
         if C.shared:
-            x_packed, x_row = a.y, (panel + row) * width  # 32 bits do: so much is never packed at once
+            x_row = a.y + (panel + row).to(tl.int64)[:, None] * width
         else:
-            x_packed, x_row = a.x, row * width
-        y_row = (tl.minimum(j, last - 1) - base) * width
+            x_row = a.x + row.to(tl.int64)[:, None] * width
+        y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * width
         columns = lanes(BLOCK_D)
         dot = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
         for d in tl.range(0, width, BLOCK_D, num_stages=STAGES):
-            x = tl.load(x_packed + (x_row[:, None] + (d + columns)[None, :]))
-            y = tl.load(a.y + (y_row[:, None] + (d + columns)[None, :]))
+            x, y = tl.load(x_row + d + columns[None, :]), tl.load(y_row + d + columns[None, :])
             if INTERPRET:
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
-        own = tl.load(c.own + slot, mask=live, other=-1) if C.append else own_rows(p, panel + slot, live, C)
-        # In pieces, for the registers: each of as many pairs of a thread as `append` looks at together, or twice that.
-        start = first + (within // high) * BLOCK_N
-        left, right = _halves(dot)
-        for half in tl.static_range(2):
-            near, far = _halves(left if half == 0 else right)
-            for quarter in tl.static_range(2):
-                part = near if quarter == 0 else far
-                at = start + (2 * half + quarter) * (BLOCK_N // 4)
-                if not C.append:
-                    _store(p, s, a, part, slot, at, last, live, own, C)
-                elif BLOCK_N > 128:
-                    one, other = _halves(part)
-                    _append(a, c, one, slot, at, last, live, own, C)
-                    _append(a, c, other, slot, at + BLOCK_N // 8, last, live, own, C)
-                else:
-                    _append(a, c, part, slot, at, last, live, own, C)
+        if C.append:
+            own = tl.load(c.own + slot, mask=live, other=-1)
+            # In pieces, each of as many pairs of a thread as `append` looks at together.
+            start = first + (within // high) * BLOCK_N
+            left, right = _halves(dot)
+            for half in tl.static_range(2):
+                near, far = _halves(left if half == 0 else right)
+                for quarter in tl.static_range(2):
+                    part = near if quarter == 0 else far
+                    at = start + (2 * half + quarter) * (BLOCK_N // 4)
+                    if BLOCK_N > 128:
+                        one, other = _halves(part)
+                        _append(a, c, one, slot, at, last, live, own, C)
+                        _append(a, c, other, slot, at + BLOCK_N // 8, last, live, own, C)
+                    else:
+                        _append(a, c, part, slot, at, last, live, own, C)
+        else:
+            own = own_rows(p, panel + slot, live, C)
+            norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+            key = norm[None, :] - 2 * dot
+            finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
+            at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
+            tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
 
 
 @triton.jit
@@ -139,18 +144,6 @@ def _halves(block):
     ROWS: tl.constexpr = block.shape[0]
     HALF: tl.constexpr = block.shape[1] // 2
     return tl.split(tl.permute(tl.reshape(block, (ROWS, 2, HALF)), (0, 2, 1)))
-
-
-@triton.jit
-def _store(p, s, a, dot, slot, start, last, live, own, C: tl.constexpr):
-    """The keys of the positions start .. start + dot.shape[1] to the slab."""
-    j = start + lanes(dot.shape[1])
-    offered = j < last
-    norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
-    key = tl.fma(dot, -2.0, norm[None, :])
-    finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
-    at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
-    tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
 
 
 @triton.jit
@@ -178,9 +171,8 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
     """
     CAP: tl.constexpr = C.cap
     ROWS: tl.constexpr = C.rows if C.append else C.select_rows
-    SEARCHED: tl.constexpr = C.list_block if C.append else C.select
+    BLOCK: tl.constexpr = C.list_block if C.append else C.select
     COVER: tl.constexpr = C.list_block >= C.cap if C.append else C.cover
-    BLOCK: tl.constexpr = C.list_block if C.append else C.listed  # what is known of references takes room, too
     for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, ROWS), tl.num_programs(0)):
         slot = block * ROWS + lanes(ROWS)
         live = slot < panel_end - panel
@@ -198,7 +190,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
         m = tl.where(good, m, 0)
 
         wanted = p.wanted if C.exact else tl.minimum(p.wanted + FAST_EXTRA, CAP)
-        t, n = kth_smallest(source, at, m, wanted, wanted + wanted // 16, SEARCHED, COVER, NEVER)
+        t, n = kth_smallest(source, at, m, wanted, wanted + wanted // 16, BLOCK, COVER, NEVER)
         full = n >= wanted
         below = from_sortable(t)
         if C.exact:
@@ -234,8 +226,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
             place = kept[:, None] + tl.cumsum(passes.to(tl.int32), 1) - 1
             kept += tl.sum(passes.to(tl.int32), 1)
             passes = passes & (place < CAP)
-            if C.append:
-                tl.debug_barrier()  # everyone has read this block: it may be overwritten
+            tl.debug_barrier()  # everyone has read this block: it may be overwritten
             tl.store(c.key + list_at[:, None] + place, keys, mask=passes)
             tl.store(c.position + list_at[:, None] + place, j, mask=passes)
         failed = live & ((good == 0) | (kept > CAP))

@@ -39,7 +39,6 @@ class Blocks:
     # selection from a slab or a list
     select_rows: int = 4
     select: int = 2048
-    listed: int = 1024  # of `select`, while what passes is listed
     slab_block: int = 2048
     list_block: int = 256
     loss_block: int = 1024
@@ -108,7 +107,7 @@ TABLE = (
     Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
     Entry(120, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
     Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
-    Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3}),
+    Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3, "together": 4, "ahead": 2}),
     Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
     Entry(80, 8192, {"tile_b": 128, "tile_n": 64, "tile_d": 64, "stages": 4, "rows": 1}),
     Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
@@ -148,7 +147,8 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     chosen = {
         "rows": rows,
         "row_d": row_d,
-        "together": min(table.get("together", 1 if append else 2), 2 * numbers // (rows * row_d)) if tiles else 2,
+        "together": min(table.get("together", 1 if append else 2), 4 * numbers // (rows * row_d)) if tiles else 2,
+        "ahead": table.get("ahead", 1) if tiles and row_d >= shape.D else 1,
         "sort": 32,
         "select": select,
         "select_rows": max(1, 4096 // select),

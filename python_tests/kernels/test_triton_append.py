@@ -57,9 +57,7 @@ def run(statement: str, operands: list, memory: Memory) -> None:
         elif name == "fma.rn.f32":
             a, b, c = map(np.float64, known)
             registers[to] = np.float32(a * b + c)
-        elif name == "setp.ne.b32":
-            registers[to] = known[0] != known[1]
-        elif name == "setp.ne.s32":
+        elif name in ("setp.ne.b32", "setp.ne.s32"):
             registers[to] = known[0] != known[1]
         elif name == "setp.le.or.f32":
             registers[to] = known[0] <= known[1] or known[2]
