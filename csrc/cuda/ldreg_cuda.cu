@@ -157,14 +157,14 @@ int64_t Planned::state() const { return parts_->state_words; }
 
 std::string Planned::words() const {
   const Plan& p = parts_->a.plan;
+  const std::string narrow = p.narrow > 0 && p.width > 1 ? std::to_string(p.narrow) + " of them narrow, " : "";
   if (!p.tiles) return "direct, " + std::to_string(p.together) + " queries together";
   return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.hopper ? "wgmma" : "mma") + " tiles, " +
          (p.once     ? "packed at once"
           : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" + (p.kept ? ", queries kept" : "")
                      : "packed in steps") +
-         ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, " +
-         (p.narrow && p.width > 1 ? std::to_string(p.narrow) + " of them narrow, " : "") + "lists of " +
-         std::to_string(p.cap);
+         ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, " + narrow +
+         "lists of " + std::to_string(p.cap);
 }
 
 // ---------------------------------------------------------------------------------- launching

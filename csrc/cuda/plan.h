@@ -147,10 +147,9 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   plan.back = ((back % p.N) + p.N) % p.N;
   plan.growth = growth_for(p.wanted, plan.cap);
   const int blocks = ceil_div(plan.panel, kBlock);
-  for (int met = 0, meets = smaller(plan.first, plan.meetings);; met = meets, meets = meets_after(plan, reference_blocks, meets)) {
+  for (int met = 0, meets = smaller(plan.first, plan.meetings); met < plan.meetings; ++plan.steps) {
     if (plan.narrow == plan.steps && few_tiles(blocks * ceil_div(meets - met, plan.width), limits)) ++plan.narrow;
-    ++plan.steps;
-    if (meets == plan.meetings) break;
+    met = meets, meets = meets_after(plan, reference_blocks, meets);
   }
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / compact_bytes(plan.cap));
   const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block

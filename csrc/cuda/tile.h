@@ -37,7 +37,7 @@ __device__ inline Meeting meeting(const Arguments& a, const Cursor& at, int bloc
 }
 
 // A hit: row and column in the tile, whose list it is for, and the product.
-struct Hit {
+struct alignas(8) Hit {
   unsigned where;  // row | column << 8, and kToColumn if the column is the query
   float product;
 };
@@ -250,7 +250,8 @@ __device__ __forceinline__ void drain(const Arguments& a, const TileAt& at, cons
       if (place[i] >= unsigned(a.plan.cap)) continue;
       const Hit hit = queue[first + i * threads];
       const Pair pair = pair_of(at, hit.where);
-      global(a.s.list)[int64_t(pair.query) * a.plan.cap + place[i]] = {sortable(minus_twice(norm[i], hit.product)), pair.reference};
+      const int key = sortable(minus_twice(norm[i], hit.product));
+      global(a.s.list)[int64_t(pair.query) * a.plan.cap + place[i]] = {key, pair.reference};
     }
   }
 }

@@ -2,10 +2,10 @@
 //
 // Contract: as TileStage, but `run` works off tiles until the next ticket is something else, which it leaves in the cursor
 // (kLooksAhead), so that operands of the next tile are on their way while this one is filtered. A tile is 128 queries by
-// 256 references, or 128 where half of it is missing: then two warpgroups have nothing to multiply. Roles meet through
+// 256 references, or by 128 where half of them is missing: then two warpgroups have nothing to multiply. Roles meet through
 // mbarriers only:
 //   loader      ticket, dependencies, tensor copies into a ring of boxes of 16 KB; a record of each tile for the others
-//   matrix      64 x 128 products a warpgroup in registers; hits into the warp's queue
+//   matrix      64 x 128 products a warpgroup in registers; keys to the lists in the first step, later hits into a queue
 //   selection   queues to lists; counts the tile as done
 // Four warpgroups, so that 64 sums a thread fit without setmaxnreg: the compiler cannot deal registers out inside the loop
 // over jobs (it then serialises wgmma).

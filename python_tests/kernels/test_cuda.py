@@ -206,7 +206,7 @@ def test_macro_blocks(forced: Forced, tiles: str, columns: int) -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="a device with more multiprocessors is simulated")
 @pytest.mark.parametrize("B", [700, None])
 def test_narrow_tiles(forced: Forced, B: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a step has few tiles for the multiprocessors there are, half as wide ones: the same neighbours, bit for bit."""
+    """Half as wide where a step has few tiles for the multiprocessors there are: the same neighbours, bit for bit."""
     forced(there("wgmma"))
     y = cases.features(700, 24, seed=3)
     x = None if B is None else cases.features(200, 24)

@@ -25,11 +25,7 @@ MISTAKES = {
         "smaller(a_.plan.run, across(c) - 1 -",
         "met not once",
     ),
-    "narrow tiles taken for wide ones": (
-        "int width = schedule.width(at), index",
-        "int width = a.plan.width, index",
-        "met not once",
-    ),
+    "narrow tiles counted as wide ones": ("c.met, width(c))", "c.met, a_.plan.width)", "before it is complete"),
     "two sides at one place": ("place_back = opposite ? m.place : 2 * e * kBlock", "place_back = m.place", "one place"),
 }
 
