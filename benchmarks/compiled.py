@@ -266,13 +266,22 @@ def figure(name: str, usage: str) -> int:
 
 def cuobjdump(cubin: bytes, what: str) -> str:
     """What the tool says that comes with Triton."""
+    return _tool("cuobjdump", cubin, what)
+
+
+def sass(case: Case, capability: int) -> str:
+    """The machine code of this call's kernel, each instruction behind the lines of Python that it comes from."""
+    return _tool("nvdisasm", compiled(launch_of(case, capability), capability)[0].asm["cubin"], "-g", "-c")
+
+
+def _tool(name: str, cubin: bytes, *options: str) -> str:
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([str(tool), what, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(tool), *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def attempt(case: Case, capability: int) -> tuple[Row | None, list[str]]:

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -66,9 +67,24 @@ PYBIND11_MODULE(_cuda, m) {
 
   py::class_<Planned>(m, "Planned", py::module_local(), "A call, planned for its device; launched as often as wanted.")
       .def(py::init<const Call&>(), "call"_a)
+      .def(py::init([](const Call& planned, int multiprocessors, int shared_bytes, int major) {
+             return std::make_unique<Planned>(planned, Gpu{multiprocessors, shared_bytes, major});
+           }),
+           "call"_a, py::kw_only(), "multiprocessors"_a, "shared_bytes"_a, "major"_a,
+           "For a GPU that need not be there: to look at, not to launch.")
       .def_property_readonly("workspace", &Planned::workspace, "Bytes, uninitialised, that a launch needs.")
       .def_property_readonly("state", &Planned::state, "32-bit counters that a launch needs; see state_of.")
       .def_property_readonly("words", &Planned::words, "The plan in words.")
+      .def_property_readonly("numbers", &Planned::numbers, "The plan in numbers, by name.")
+      .def_property_readonly(
+          "segments",
+          [](const Planned& planned) {
+            py::list found;
+            for (const Segment& s : planned.segments())
+              found.append(py::make_tuple(s.job, s.jobs, s.panel, s.step, s.met, s.meets));
+            return found;
+          },
+          "Jobs of a launch in order: (job, how many, panel, step, meetings before the step, and after it).")
       // By position, because a name costs as much as three addresses.
       .def("launch",
            [](const Planned& planned, uintptr_t x, uintptr_t y, uintptr_t own_map, int64_t own_offset, double goal,

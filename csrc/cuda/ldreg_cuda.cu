@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "check.h"
 #include "ldreg_launch.h"
@@ -22,24 +23,28 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-bool takes_hopper(const Call& call) {
+Gpu gpu_of(int device) {
+  return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          attribute(cudaDevAttrComputeCapabilityMajor, device)};
+}
+
+bool takes_hopper(const Call& call, const Gpu& gpu) {
   if (call.loop == "mma") return false;
-  const bool can = LDREG_HOPPER_BUILT && attribute(cudaDevAttrComputeCapabilityMajor, call.device) == 9;
+  const bool can = LDREG_HOPPER_BUILT && gpu.major == 9;
   if (call.loop == "wgmma" && !can)
     throw std::runtime_error("the wgmma main loop needs a Hopper GPU and a build for sm_90a");
   return can;
 }
 
 template <class Stage>
-Limits limits_of(int device) {
-  return {attribute(cudaDevAttrMultiProcessorCount, device), Stage::kThreads,
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - kControlBytes, Stage::kSharedBytes, Stage::kWidth,
+Limits limits_of(const Gpu& gpu) {
+  return {gpu.multiprocessors, Stage::kThreads, gpu.shared_bytes - kControlBytes, Stage::kSharedBytes, Stage::kWidth,
           Stage::kStep, Stage::kKeptColumns};
 }
 
-Limits limits_of(const Call& call, bool hopper) {
-  if (call.dtype == DType::f64) return limits_of<NoTiles>(call.device);
-  return hopper ? limits_of<HopperTiles>(call.device) : limits_of<PortableTiles>(call.device);
+Limits limits_of(const Call& call, const Gpu& gpu, bool hopper) {
+  if (call.dtype == DType::f64) return limits_of<NoTiles>(gpu);
+  return hopper ? limits_of<HopperTiles>(gpu) : limits_of<PortableTiles>(gpu);
 }
 
 size_t item_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
@@ -122,12 +127,14 @@ struct Planned::Parts {
   Call call;
   Arguments a{};  // without what a launch puts in
   LaunchAt at{};
+  int threads = 0;                     // of a block
   int64_t space = 0, state_words = 0;  // bytes of workspace, without the state of a captured launch
 
   template <class Real>
-  void plan() {
-    const bool hopper = call.dtype != DType::f64 && takes_hopper(call);
-    const Limits limits = limits_of(call, hopper);
+  void plan(const Gpu& gpu) {
+    const bool hopper = call.dtype != DType::f64 && takes_hopper(call, gpu);
+    const Limits limits = limits_of(call, gpu, hopper);
+    threads = limits.threads;
     a.p = problem_of(call), a.r = request_of(call);
     // Dropping the smallest would make every guess of who is a neighbour off by one.
     const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
@@ -140,12 +147,14 @@ struct Planned::Parts {
   }
 };
 
-Planned::Planned(const Call& call) {
+Planned::Planned(const Call& call) : Planned(call, gpu_of(call.device)) {}
+
+Planned::Planned(const Call& call, const Gpu& gpu) {
   check_sizes(call);
   auto parts = std::make_unique<Parts>();
   parts->call = call;
-  if (call.dtype == DType::f64) parts->plan<double>();
-  else parts->plan<float>();
+  if (call.dtype == DType::f64) parts->plan<double>(gpu);
+  else parts->plan<float>(gpu);
   parts_ = std::move(parts);
 }
 
@@ -163,8 +172,34 @@ std::string Planned::words() const {
          (p.once     ? "packed at once"
           : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" + (p.kept ? ", queries kept" : "")
                      : "packed in steps") +
-         ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, " + narrow +
-         "lists of " + std::to_string(p.cap);
+         ", " + std::to_string(p.panels) + " panels, " + std::to_string(p.steps) + " steps, " + narrow + "lists of " +
+         std::to_string(p.cap);
+}
+
+std::vector<std::pair<std::string, int64_t>> Planned::numbers() const {
+  const Plan& p = parts_->a.plan;
+  return {{"tiles", p.tiles},         {"sums", p.sums},           {"symmetric", p.symmetric},
+          {"once", p.once},           {"width", p.width},         {"columns", p.columns},
+          {"cap", p.cap},             {"room", p.room},           {"panel", p.panel},
+          {"panels", p.panels},       {"chunk", p.chunk},         {"meetings", p.meetings},
+          {"growth", p.growth},       {"steps", p.steps},         {"teams", p.teams},
+          {"together", p.together},   {"query_share", p.query_share}, {"compacting", p.compacting},
+          {"team_threads", kTeam},    {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
+          {"compact_rows", kCompactRows}, {"block", kBlock},      {"blocks", parts_->at.blocks},
+          {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.hopper}};
+}
+
+std::vector<Segment> Planned::segments() const {
+  constexpr const char* kNames[] = {"scan", "pack references", "pack queries", "tiles", "compact", "rows", "direct"};
+  static_assert(int(Job::none) == std::size(kNames));
+  const Schedule schedule(parts_->a);
+  std::vector<Segment> found;
+  for (Cursor c = schedule.start();; schedule.advance(c)) {
+    const bool every_pair = c.job == Job::direct;  // how many of the rows failed only the launch will know
+    const int64_t jobs = !every_pair ? c.count : parts_->a.plan.tiles ? 0 : ceil_div(parts_->a.p.B, schedule.direct_rows());
+    found.push_back({kNames[int(c.job)], jobs, c.panel, c.step, c.met, c.meets});
+    if (every_pair) return found;
+  }
 }
 
 // ---------------------------------------------------------------------------------- launching

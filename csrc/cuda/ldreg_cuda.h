@@ -37,16 +37,33 @@ struct Tensors {
   uintptr_t distances = 0, indices = 0, lid = 0, degenerate = 0, tracked = 0, grad = 0, value = 0, coeff = 0;
 };
 
+// What a plan depends on of a GPU.
+struct Gpu {
+  int multiprocessors = 0, shared_bytes = 0;  // that a block may have at most
+  int major = 0;                              // of its compute capability
+};
+
+// A part of a launch: `jobs` of one kind, that blocks take by ticket. For tiles, the meetings of schedule.h.
+struct Segment {
+  std::string job;
+  int64_t jobs = 0;
+  int panel = 0, step = 0, met = 0, meets = 0;
+};
+
 // A call, planned for its device. Does not change: any number of threads may launch it.
 class Planned {
  public:
   // Throws std::invalid_argument where a size is too large.
   explicit Planned(const Call& call);
+  // For a GPU that need not be there, to look at and not to launch.
+  Planned(const Call& call, const Gpu& gpu);
   ~Planned();
 
   int64_t workspace() const;  // bytes, uninitialised
   int64_t state() const;      // 32-bit words, see state_of
   std::string words() const;  // the plan, for tests and the curious
+  std::vector<std::pair<std::string, int64_t>> numbers() const;  // the plan (arguments.h), and the launch's threads and bytes
+  std::vector<Segment> segments() const;                         // the jobs in order; `direct` has those of no failed row
 
   // One kernel, on `stream` of the call's device; captured, a memset before it. Neither waits nor, once a stream has its
   // state, allocates. Throws std::runtime_error naming the shape.

@@ -98,10 +98,16 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
         j = reference_at(p, c, position, C)
         listed = (first + lanes(BLOCK))[None, :] < n[:, None]
         place = scratch[:, None] + (first + lanes(BLOCK))[None, :]
-        tl.store(s.tag + place, 2 * j + (key <= guess[:, None]).to(tl.int32), mask=listed)
-        tl.store(s.bits + place, tl.zeros([ROWS, BLOCK], tl.int32), mask=listed)
+        tag = 2 * j + (key <= guess[:, None]).to(tl.int32)
+        if C.append:
+            tl.store(s.tag + place, tag, mask=listed)
+            tl.store(s.bits + place, tl.zeros([ROWS, BLOCK], tl.int32), mask=listed)
+        else:
+            tl.store(s.sorted_tag + place, tag, mask=listed)
     tl.debug_barrier()
-    sort_candidates(s, scratch, n, C)  # by index: lists were appended to in any order, and sums round
+    if C.append:
+        # By index: lists were appended to in any order, and sums round. From a slab they are in order.
+        sort_candidates(s, scratch, n, C)
 
     x_row = p.x + query.to(tl.int64)[:, None] * p.x_stride
     columns = lanes(BLOCK_D)
@@ -110,28 +116,33 @@ def from_list(p, s, c, slot, query, live, scratch, unit, k, POWER: tl.constexpr,
     if C.one_chunk:
         own = tl.load(x_row + columns[None, :], mask=live[:, None] & (columns < p.D)[None, :], other=0.0)
         own = own.to(tl.float32) * unit
-    for first in range(0, tl.max(n), TOGETHER):
-        position = first + lanes(TOGETHER)
+    ahead = lanes(TOGETHER)
+    for first in tl.range(0, tl.max(n), TOGETHER, num_stages=C.ahead):
+        position = first + ahead
         listed = position[None, :] < n[:, None]
         place = scratch[:, None] + position[None, :]
         tag = tl.load(s.sorted_tag + place, mask=listed, other=0)
         y_row = p.y + (tag >> 1).to(tl.int64)[:, :, None] * p.y_stride
         if C.one_chunk:
+            # What is not there is 0 on both sides, or has weight 0: nothing needs to be masked in registers.
             inside = listed[:, :, None] & (columns < p.D)[None, None, :]
-            y = tl.load(y_row + columns[None, None, :], mask=inside, other=0.0).to(tl.float32) * unit
-            difference = tl.where(inside, own[:, None, :] - y, 0.0)
+            y = tl.load(y_row + columns[None, None, :], mask=inside, other=0.0).to(tl.float32)
+            difference = tl.fma(y, -unit, own[:, None, :])
             d2 = tl.sum(difference * difference, 2)
             lifted = d2
-            if tl.max(tl.max((listed & (d2 < TINY)).to(tl.int32), 1), 0) > 0:
+            finite = d2 < float("inf")
+            if tl.max(tl.max((listed & ((d2 < TINY) | (finite == 0))).to(tl.int32), 1), 0) > 0:
                 lifted = tl.sum(difference * LIFT * (difference * LIFT), 2)
+                difference = tl.where(finite[:, :, None], difference, 0.0)  # a row that explodes has weight 0, too
             if POWER > 0:
                 tag = tl.where(d2 < TINY, tag & -2, tag)
-                d = tl.sqrt_rn(d2)
-                summed = ((tag & 1) > 0) & (d < float("inf"))
-                weight = tl.where(summed, tl.div_rn(1.0, tl.where(d > 0, d, 1.0)), 0.0)
+                # One Newton step: rsqrt is off by 2^-22, and a division in every thread costs twenty instructions.
+                weight = tl.rsqrt(tl.where(((tag & 1) > 0) & finite, d2, 1.0))
+                weight = weight * tl.fma(-0.5 * d2 * weight, weight, 1.5)
                 if POWER == 2:
-                    difference = difference * weight[:, :, None]
-                total += tl.sum(tl.where(summed[:, :, None], difference * weight[:, :, None], 0.0), 1)
+                    weight = weight * weight
+                weight = tl.where(((tag & 1) > 0) & finite, weight, 0.0)
+                total += tl.sum(difference * weight[:, :, None], 1)
         else:
             d2 = _squares(p, x_row, y_row, live, listed, unit, 1.0, C)
             lifted = d2
@@ -154,8 +165,7 @@ def _squares(p, x_row, y_row, live, listed, unit, larger, C: tl.constexpr):
         x = tl.load(x_row + f + columns[None, :], mask=live[:, None] & inside, other=0.0)
         inside = listed[:, :, None] & inside[:, None, :]
         y = tl.load(y_row + f + columns[None, None, :], mask=inside, other=0.0)
-        difference = x.to(tl.float32)[:, None, :] * unit - y.to(tl.float32) * unit
-        difference = tl.where(inside, difference, 0.0) * larger
+        difference = tl.fma(y.to(tl.float32), -unit, x.to(tl.float32)[:, None, :] * unit) * larger
         d2 += tl.sum(difference * difference, 2).to(tl.float64)
     return d2.to(tl.float32)
 
@@ -179,13 +189,15 @@ def ldreg_neighbours(p, s, a, c, o, first, last, LISTED: tl.constexpr, SLAB: tl.
     DROP: tl.constexpr = C.drop
     SORT: tl.constexpr = C.sort
     ROWS: tl.constexpr = C.rows
+    if SLAB:
+        _, back = unit_of(tl.load(s.state + LARGEST), C.wide)
+    else:
+        _, unit, back, _ = batch_unit(p, a, C)
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         slot, query, live, scratch = task(s, block, first, last, LISTED, C)
         if SLAB:
-            _, back = unit_of(tl.load(s.state + LARGEST), C.wide)
             n = from_slab(p, s, slot, live, scratch, C)
         else:
-            _, unit, back, _ = batch_unit(p, a, C)
             n, _ = from_list(p, s, c, slot, query, live, scratch, unit, 0, 0, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:

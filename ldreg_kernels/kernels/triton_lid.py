@@ -222,7 +222,7 @@ def gradient(p, s, o, query, live, at, row, unit, total, POWER: tl.constexpr, C:
             j = (tl.load(s.tag + place, mask=listed, other=0) >> 1).to(tl.int64)
             within = listed[:, :, None] & (columns < p.D)[None, None, :]
             y = tl.load(p.y + j[:, :, None] * p.y_stride + columns[None, None, :], mask=within, other=0.0)
-            difference = tl.where(within, x[:, None, :] - y.to(WORK) * unit, 0.0)
+            difference = tl.fma(y.to(WORK), -unit, x[:, None, :])  # what is not there has weight 0
             g += tl.sum(difference * weight[:, :, None], 1)
         g = tl.where((outcome == 1)[:, None], g * first_factor[:, None] * second_factor[:, None], outcome[:, None])
         tl.store(o.grad + query.to(tl.int64)[:, None] * p.D + columns[None, :], g, mask=inside)
@@ -241,14 +241,16 @@ def ldreg_estimates(p, s, a, c, o, k, first, last, LISTED: tl.constexpr, SLAB: t
     WORK: tl.constexpr = tl.float64 if C.wide else tl.float32
     # Dropping the smallest changes who is a neighbour by rank: the guess would be off by one everywhere.
     POWER: tl.constexpr = 0 if SLAB or C.drop or not C.gradient or not C.one_chunk else near_power(ESTIMATOR)
+    if SLAB:
+        unit, _ = unit_of(tl.load(s.state + LARGEST), C.wide)
+    else:
+        _, unit, _, _ = batch_unit(p, a, C)
     for block in range(tl.program_id(0), tl.cdiv(last - first, ROWS), tl.num_programs(0)):
         slot, query, live, scratch = task(s, block, first, last, LISTED, C)
         if SLAB:
-            unit, _ = unit_of(tl.load(s.state + LARGEST), C.wide)
             n = from_slab(p, s, slot, live, scratch, C)
             total = tl.zeros([ROWS, BLOCK_D], WORK)
         else:
-            _, unit, _, _ = batch_unit(p, a, C)
             n, total = from_list(p, s, c, slot, query, live, scratch, unit, k, POWER, C)
         sort_candidates(s, scratch, n, C)
         if not SLAB:

@@ -99,17 +99,19 @@ def plan(
     scratch = (programs, blocks.rows, C.cap)
     space = Space(
         state=None,
-        slab=piece(size.slab, dtype=word),
         failed=piece(B, dtype=torch.int32),
         bits=piece(*scratch, dtype=word),
         tag=piece(*scratch, dtype=torch.int32),
         sorted_bits=piece(*scratch, dtype=word),
         sorted_tag=piece(*scratch, dtype=torch.int32),
         terms=piece(programs, blocks.rows, TERMS.value, dtype=real),
+        slab=piece(size.slab, dtype=word),
     )
     tiles = blocks.path == "tiles"
     operands = _operands(piece, C, shape, size) if tiles else None
     lists = _lists(piece, C, shape, size) if tiles else None
+    # Rows that failed come last, and need nothing of operands and lists: their distances may lie there, too.
+    room = (end - space.slab.offset) // word.itemsize
     stride = tuning.spreading_stride(N) if tiles and C.append else 1
     return Plan(
         setup=C,
@@ -122,11 +124,11 @@ def plan(
         k=k,
         wanted=shape.wanted,
         size=size,
-        fallback=max(1, size.slab // N),
+        fallback=room // N,
         stride=stride,
         back=pow(stride, -1, N),
         nbytes=end,
-        space=space,
+        space=space._replace(slab=space.slab._replace(shape=(room,))),
         operands=operands,
         lists=lists,
     )

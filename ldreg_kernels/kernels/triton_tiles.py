@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .triton_append import append
 from .triton_language import (
     FAILED,
     INTERPRET,
@@ -96,42 +97,40 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
         within = tile % (GROUP * across)
         slot = (group + within % high) * BLOCK_B + lanes(BLOCK_B)
         j = first + (within // high) * BLOCK_N + lanes(BLOCK_N)
-        live, offered = slot < panel_end - panel, j < last
+        live = slot < panel_end - panel
         # Rows beyond the end repeat the last one and are masked afterwards; columns are padded with zeros.
         row = tl.minimum(slot, panel_end - panel - 1)
         if C.shared:
-            x_row = a.y + (panel + row).to(tl.int64)[:, None] * width
+            x_packed, x_row = a.y, (panel + row) * width  # 32 bits do: so much is never packed at once
         else:
-            x_row = a.x + row.to(tl.int64)[:, None] * width
-        y_row = a.y + (tl.minimum(j, last - 1) - base).to(tl.int64)[:, None] * width
+            x_packed, x_row = a.x, row * width
+        y_row = (tl.minimum(j, last - 1) - base) * width
         columns = lanes(BLOCK_D)
         dot = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
         for d in tl.range(0, width, BLOCK_D, num_stages=STAGES):
-            x, y = tl.load(x_row + d + columns[None, :]), tl.load(y_row + d + columns[None, :])
+            x = tl.load(x_packed + (x_row[:, None] + (d + columns)[None, :]))
+            y = tl.load(a.y + (y_row[:, None] + (d + columns)[None, :]))
             if INTERPRET:
                 x, y = x.to(tl.float32), y.to(tl.float32)
             dot = tl.dot(x, tl.trans(y), dot, input_precision="ieee", out_dtype=tl.float32)
 
-        if C.append:
-            own = tl.load(c.own + slot, mask=live, other=-1)
-            # In eighths, because every pair that may pass needs its place in a register.
-            start = first + (within // high) * BLOCK_N
-            left, right = _halves(dot)
-            for half in tl.static_range(2):
-                near, far = _halves(left if half == 0 else right)
-                for quarter in tl.static_range(2):
-                    one, other = _halves(near if quarter == 0 else far)
-                    _append(a, c, one, slot, start + (4 * half + 2 * quarter) * (BLOCK_N // 8), last, live, own, C)
-                    _append(
-                        a, c, other, slot, start + (4 * half + 2 * quarter + 1) * (BLOCK_N // 8), last, live, own, C
-                    )
-        else:
-            own = own_rows(p, panel + slot, live, C)
-            norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
-            key = norm[None, :] - 2 * dot
-            finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
-            at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
-            tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
+        own = tl.load(c.own + slot, mask=live, other=-1) if C.append else own_rows(p, panel + slot, live, C)
+        # In pieces, for the registers: each of as many pairs of a thread as `append` looks at together, or twice that.
+        start = first + (within // high) * BLOCK_N
+        left, right = _halves(dot)
+        for half in tl.static_range(2):
+            near, far = _halves(left if half == 0 else right)
+            for quarter in tl.static_range(2):
+                part = near if quarter == 0 else far
+                at = start + (2 * half + quarter) * (BLOCK_N // 4)
+                if not C.append:
+                    _store(p, s, a, part, slot, at, last, live, own, C)
+                elif BLOCK_N > 128:
+                    one, other = _halves(part)
+                    _append(a, c, one, slot, at, last, live, own, C)
+                    _append(a, c, other, slot, at + BLOCK_N // 8, last, live, own, C)
+                else:
+                    _append(a, c, part, slot, at, last, live, own, C)
 
 
 @triton.jit
@@ -143,28 +142,31 @@ def _halves(block):
 
 
 @triton.jit
-def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
-    """Append those of the positions start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
-    CAP: tl.constexpr = C.cap
+def _store(p, s, a, dot, slot, start, last, live, own, C: tl.constexpr):
+    """The keys of the positions start .. start + dot.shape[1] to the slab."""
     j = start + lanes(dot.shape[1])
     offered = j < last
     norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)
+    key = tl.fma(dot, -2.0, norm[None, :])
+    finite = (j[None, :] != own[:, None]) & (key < ADMIT_ALL)
+    at = slot[:, None] * p.N + j[None, :]  # 32 bits do: the slab is bounded
+    tl.store(s.slab + at, tl.where(finite, sortable(key), NEVER), mask=live[:, None] & offered[None, :])
+
+
+@triton.jit
+def _append(a, c, dot, slot, start, last, live, own, C: tl.constexpr):
+    """Append those of the positions start .. start + dot.shape[1] that pass to the lists of the queries `slot`."""
+    j = start + lanes(dot.shape[1])
+    offered = j < last
+    norm = tl.load(a.y_norm + j, mask=offered, other=NOT_FINITE)  # beyond the end: more than any limit
     limit = tl.load(c.limit + slot, mask=live, other=ADMIT_NONE)
-    key = norm[None, :] - 2 * dot
+    residual, reach = tl.zeros(j.shape, tl.float32), tl.zeros(slot.shape, tl.float32)
+    slack = residual
     if C.exact:
         residual = tl.load(a.y_residual + j, mask=offered, other=0.0)
         reach = tl.load(c.reach + slot, mask=live, other=0.0)
         slack = slack_of(norm, residual, c.gamma)
-        passes = key - slack[None, :] - residual[None, :] * reach[:, None] <= limit[:, None]
-    else:
-        passes = key <= limit[:, None]
-    passes = passes & live[:, None] & offered[None, :] & (j[None, :] != own[:, None])
-    counter = c.count + slot[:, None] + tl.zeros(dot.shape, tl.int32)
-    place = tl.atomic_add(counter, 1, mask=passes, sem="relaxed", scope="gpu")
-    passes = passes & (place < CAP)
-    at = slot[:, None] * CAP + place
-    tl.store(c.key + at, sortable(key), mask=passes)
-    tl.store(c.position + at, j[None, :] + tl.zeros(dot.shape, tl.int32), mask=passes)
+    append(c, dot, norm, slack, residual, limit, reach, slot, j, own, C)
 
 
 @triton.jit
@@ -176,8 +178,9 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
     """
     CAP: tl.constexpr = C.cap
     ROWS: tl.constexpr = C.rows if C.append else C.select_rows
-    BLOCK: tl.constexpr = C.list_block if C.append else C.select
+    SEARCHED: tl.constexpr = C.list_block if C.append else C.select
     COVER: tl.constexpr = C.list_block >= C.cap if C.append else C.cover
+    BLOCK: tl.constexpr = C.list_block if C.append else C.listed  # what is known of references takes room, too
     for block in range(tl.program_id(0), tl.cdiv(panel_end - panel, ROWS), tl.num_programs(0)):
         slot = block * ROWS + lanes(ROWS)
         live = slot < panel_end - panel
@@ -195,7 +198,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
         m = tl.where(good, m, 0)
 
         wanted = p.wanted if C.exact else tl.minimum(p.wanted + FAST_EXTRA, CAP)
-        t, n = kth_smallest(source, at, m, wanted, wanted + wanted // 16, BLOCK, COVER, NEVER)
+        t, n = kth_smallest(source, at, m, wanted, wanted + wanted // 16, SEARCHED, COVER, NEVER)
         full = n >= wanted
         below = from_sortable(t)
         if C.exact:
@@ -211,7 +214,7 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
             q = norm * (1 + c.gamma) + below + slack + TINY
             reach = tl.sqrt(tl.maximum(q, 0.0)) * (1 + 1e-6) + residual + width + residual
             limit = reach * reach * (1 + 1e-6) - norm * (1 - c.gamma) + TINY
-            limit = tl.where(full, limit, ADMIT_ALL)
+            limit = tl.where(full, tl.minimum(limit, ADMIT_ALL), ADMIT_ALL)
             reach = tl.where(full, 2 * reach, 0.0)
         else:
             limit, reach = tl.where(full, below, ADMIT_ALL), tl.zeros([ROWS], tl.float32)
@@ -231,7 +234,8 @@ def ldreg_threshold(p, s, a, c, panel, panel_end, last, C: tl.constexpr):
             place = kept[:, None] + tl.cumsum(passes.to(tl.int32), 1) - 1
             kept += tl.sum(passes.to(tl.int32), 1)
             passes = passes & (place < CAP)
-            tl.debug_barrier()  # everyone has read this block: it may be overwritten
+            if C.append:
+                tl.debug_barrier()  # everyone has read this block: it may be overwritten
             tl.store(c.key + list_at[:, None] + place, keys, mask=passes)
             tl.store(c.position + list_at[:, None] + place, j, mask=passes)
         failed = live & ((good == 0) | (kept > CAP))

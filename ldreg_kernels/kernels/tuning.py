@@ -34,10 +34,12 @@ class Blocks:
     rows: int = 4
     row_d: int = 2048  # features of a reference
     together: int = 2  # references
+    ahead: int = 1  # rounds of references that are fetched or at work; beyond 1 they wait in shared memory
     sort: int = 64  # candidates
     # selection from a slab or a list
     select_rows: int = 4
     select: int = 2048
+    listed: int = 1024  # of `select`, while what passes is listed
     slab_block: int = 2048
     list_block: int = 256
     loss_block: int = 1024
@@ -146,7 +148,7 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     chosen = {
         "rows": rows,
         "row_d": row_d,
-        "together": 1 if append else 2,
+        "together": min(table.get("together", 1 if append else 2), 2 * numbers // (rows * row_d)) if tiles else 2,
         "sort": 32,
         "select": select,
         "select_rows": max(1, 4096 // select),
