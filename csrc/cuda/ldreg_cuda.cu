@@ -196,8 +196,13 @@ std::vector<Segment> Planned::segments() const {
   std::vector<Segment> found;
   for (Cursor c = schedule.start();; schedule.advance(c)) {
     const bool every_pair = c.job == Job::direct;  // how many of the rows failed only the launch will know
-    const int64_t jobs = !every_pair ? c.count : parts_->a.plan.tiles ? 0 : ceil_div(parts_->a.p.B, schedule.direct_rows());
-    found.push_back({kNames[int(c.job)], jobs, c.panel, c.step, c.met, c.meets});
+    const int64_t own = c.job == Job::tiles ? int64_t(schedule.queries(c)) * schedule.across(c) : c.count;  // not runs of them
+    const int64_t jobs = !every_pair ? own : parts_->a.plan.tiles ? 0 : ceil_div(parts_->a.p.B, schedule.direct_rows());
+    // Of two macro-blocks: as many meetings as a batch packed at once has held when its rows have seen as many references.
+    const bool pair = !schedule.among_themselves(c);
+    const int seen = pair ? int(schedule.meetings(c, schedule.first_query(c))) : 0;
+    const int met = pair ? (seen - schedule.references(c) + 1) / 2 : c.met, meets = pair ? (seen + 1) / 2 : c.meets;
+    found.push_back({kNames[int(c.job)], jobs, c.panel, c.step, met, meets});
     if (every_pair) return found;
   }
 }

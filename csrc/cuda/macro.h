@@ -9,7 +9,8 @@
 // those of the sweep at once, those before it when the sweep is through.
 //
 // Three buffers hold packed rows: of the macro-block that stays, of the one that meets it, and of the next, which is packed
-// meanwhile. What a sweep begins with, macro-block j - 1, is still there from the sweep before.
+// meanwhile. What a sweep begins with, macro-block j - 1, is still there from the sweep before. Norms and residuals of all rows
+// stay where they are; packing a row again writes the same bits over them.
 #pragma once
 
 #include "arguments.h"
