@@ -194,9 +194,9 @@ def test_little_workspace(forced: Forced, tiles: str, budget: int, same: bool) -
         assert " 1 panels" not in forced.plans[-1]
 
 
-@pytest.mark.parametrize("columns", [64, 128])
-def test_macro_blocks(forced: Forced, tiles: str, columns: int) -> None:
+def test_macro_blocks(forced: Forced, tiles: str) -> None:
     """An own batch packed in parts: sweeps, tiles that serve both sides, on Hopper queries that stay for a run."""
+    columns = {"mma": 64, "wgmma": 128}[tiles]
     forced(tiles, budget=4700 * columns)
     check(cases.features(2100, columns - 20, seed=3), k=10)
     assert "packed in 4 macro-blocks" in forced.plans[-1]
