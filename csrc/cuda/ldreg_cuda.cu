@@ -208,7 +208,12 @@ std::vector<Segment> Planned::segments() const {
   std::vector<Segment> found;
   for (Cursor c = schedule.start();; schedule.advance(c)) {
     if (c.job == Job::direct) break;
-    found.push_back({kNames[int(c.job)], c.count, c.panel, c.step, c.met, c.meets});
+    const int64_t jobs = c.job == Job::tiles ? int64_t(schedule.queries(c)) * schedule.across(c) : c.count;  // not runs of them
+    // Of two macro-blocks: as many meetings as a batch packed at once has held when its rows have seen as many references.
+    const bool pair = !schedule.among_themselves(c);
+    const int seen = pair ? int(schedule.meetings(c, schedule.first_query(c))) : 0;
+    const int met = pair ? (seen - schedule.references(c) + 1) / 2 : c.met, meets = pair ? (seen + 1) / 2 : c.meets;
+    found.push_back({kNames[int(c.job)], jobs, c.panel, c.step, met, meets});
   }
   const Plan& plan = parts_->a.plan;
   if (plan.tiles) return found;  // how many of the rows failed only the launch will know

@@ -1,14 +1,16 @@
 // Macro-blocks: the symmetric schedule for a batch whose packed rows do not fit the workspace all at once.
 //
-// Contract: blocks of rows are dealt into plan.macros macro-blocks of one size, the first plan.larger a block larger. Sweep j packs
-// macro-block j: first its rows meet each other, as in the symmetric schedule of schedule.h, and have thresholds then; after
-// that they meet macro-blocks j - 1, j - 2, ... 0, which are packed in turn, and each tile serves the rows of both. So after
-// sweep j the first j + 1 macro-blocks have met each other. Rows of macro-block a have seen after it
-//   in their own sweep   macro-blocks a, a - 1, ...;    in a later sweep j   macro-blocks 0 to j.
-// A list is compacted after its own macro-block, then whenever the next might have no room (growth, plan.h), and at the end.
+// Contract: blocks of rows are dealt into plan.macros macro-blocks of one size, the first plan.larger a block larger. Sweep j
+// packs macro-block j: first its rows meet each other, as in the symmetric schedule of schedule.h, and have thresholds then;
+// after that they meet macro-blocks j - 1, j - 2, ... 0, which are packed in turn, and each tile serves the rows of both. So
+// after sweep j the first j + 1 macro-blocks have met each other. Rows of macro-block a have seen
+//   in their own sweep   macro-blocks a, a - 1, ...;    after a later sweep j   macro-blocks 0 to j.
+// A list is compacted after its own macro-block, then whenever the next might have no room (growth, plan.h), and at the end:
+// those of the sweep at once, those before it when the sweep is through.
 //
 // Three buffers hold packed rows: of the macro-block that stays, of the one that meets it, and of the next, which is packed
-// meanwhile. What a sweep begins with, macro-block j - 1, is still there from the sweep before.
+// meanwhile. What a sweep begins with, macro-block j - 1, is still there from the sweep before. Norms and residuals of all rows
+// stay where they are; packing a row again writes the same bits over them.
 #pragma once
 
 #include "arguments.h"
@@ -27,10 +29,7 @@ class Macros {
     return block < first(plan_.larger) ? block / (plan_.macro + 1) : (block - plan_.larger) / plan_.macro;
   }
 
-  // How many macro-blocks the rows of `macro` have seen once `sweep` has come to `other`.
-  LDREG_HD int seen(int macro, int sweep, int other) const { return macro == sweep ? sweep - other + 1 : sweep + 1; }
-
-  // ... and how many blocks that is.
+  // How many blocks the rows of `macro` have seen once they have seen so many macro-blocks.
   LDREG_HD int blocks_seen(int macro, int seen) const {
     return seen <= macro + 1 ? first(macro + 1) - first(macro + 1 - seen) : first(seen);
   }

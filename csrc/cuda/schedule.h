@@ -70,10 +70,10 @@ struct Cursor {
   int queries_compacted = 0, references_compacted = 0;  // how often, before this step, lists of either side of a tile
   unsigned queries = 0, rows = 0, compacts = 0;   // jobs of the segments up to here, this one included
   // Of macro-blocks: whose sweep it is and whom its rows meet, themselves first; in which half of the tiles; the buffers of
-  // the sweep's rows, and of those of the sweep before; what is packed next, or -1, and into which buffer; compact jobs that
-  // are for lists of `other`, before those of `sweep`.
+  // the sweep's rows, and of those of the sweep before; what is packed next, or -1, and into which buffer; compact jobs for
+  // lists of the macro-blocks before the sweep's, which come first.
   int sweep = 0, other = 0, half = 0, stays = 0, stayed = 0, packing = -1, into = 0;
-  unsigned compacts_other = 0;
+  unsigned compacts_before = 0;
 };
 
 // Rows that a pack job is one of: positions from `first` to `end`, to row position + base of the packed matrix.
@@ -124,8 +124,7 @@ class Schedule {
   // The same for a block of queries of the panel that is compacted after the step.
   LDREG_HD unsigned meetings(const Cursor& c, int block) const {
     if (among_themselves(c)) return held(c);
-    const int macro = block < first_query(c) ? c.other : c.sweep;
-    return macros().blocks_seen(macro, macros().seen(macro, c.sweep, c.other));
+    return block < first_query(c) ? macros().blocks_seen(0, c.sweep + 1) : macros().blocks_seen(c.sweep, c.sweep - c.other + 1);
   }
 
   // Whether that compaction is the block's last.
@@ -142,9 +141,8 @@ class Schedule {
 
   // The first list of a compact job.
   LDREG_HD int compacted(const Cursor& c, int job) const {
-    const bool other = job < int(c.compacts_other);
-    const int block = !a_.plan.macros ? 0 : macros().first(other ? c.other : c.sweep);
-    return block * kBlock + (job - (other ? 0 : int(c.compacts_other))) * kCompactRows;
+    const int before = int(c.compacts_before);
+    return job < before ? job * kCompactRows : first_query(c) * kBlock + (job - before) * kCompactRows;
   }
 
   // What a job packs of references.
@@ -241,12 +239,10 @@ class Schedule {
   LDREG_HD void compact(Cursor& c) const {
     c.job = Job::compact;
     const int first = first_query(c), last = first + queries(c);
-    const Macros all = macros();
-    const auto compacts = [&](int macro) { return all.compacts(all.seen(macro, c.sweep, c.other)); };
-    const bool own = among_themselves(c);
-    c.compacts_other = !own && compacts(c.other) ? all.size(c.other) * (kBlock / kCompactRows) : 0;
-    c.count = c.compacts_other;
-    for (int b = first; (own || compacts(c.sweep)) && b < last; ++b) c.count += compactions(c.panel, b, 1);
+    const bool own = among_themselves(c), through = !own && c.other == 0;
+    c.compacts_before = through && macros().compacts(c.sweep + 1) ? first * (kBlock / kCompactRows) : 0;
+    c.count = c.compacts_before;
+    for (int b = first; (own || macros().compacts(c.sweep - c.other + 1)) && b < last; ++b) c.count += compactions(c.panel, b, 1);
     c.compacts += c.count;
   }
   LDREG_HD void rows(Cursor& c) const {

@@ -118,7 +118,8 @@ struct HopperTileStage {
 
  private:
   static __device__ void open(Shared& shared) {
-    for (int i = 0; i < kBoxes + kMoreBoxes; ++i) mbarrier_init(shared.full + i, 1), mbarrier_init(shared.empty + i, kMatrixWarps);
+    for (int i = 0; i < kBoxes + kMoreBoxes; ++i)
+      mbarrier_init(shared.full + i, 1), mbarrier_init(shared.empty + i, kMatrixWarps);
     mbarrier_init(&shared.kept, 1);
     for (int i = 0; i < kBuffers; ++i) {
       mbarrier_init(shared.record_full + i, 1);

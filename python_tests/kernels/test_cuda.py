@@ -119,12 +119,13 @@ def test_little_workspace(forced: Forced, tiles: str, budget: int, same: bool) -
         assert " 1 panels" not in forced.plans[-1]
 
 
-@pytest.mark.parametrize("D", [20, 100])
-def test_macro_blocks(forced: Forced, tiles: str, D: int) -> None:
-    """An own batch that is packed in parts: sweeps, and tiles that serve both sides."""
-    forced(tiles, budget=300_000 if D == 20 else 600_000)
-    check(cases.features(2100, D, seed=3), k=10)
+def test_macro_blocks(forced: Forced, tiles: str) -> None:
+    """An own batch packed in parts: sweeps, tiles that serve both sides, on Hopper queries that stay for a run."""
+    columns = {"mma": 64, "wgmma": 128}[tiles]
+    forced(tiles, budget=4700 * columns)
+    check(cases.features(2100, columns - 20, seed=3), k=10)
     assert "packed in 4 macro-blocks" in forced.plans[-1]
+    assert ("queries kept" in forced.plans[-1]) == (tiles == "wgmma")
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a device with more multiprocessors is simulated")

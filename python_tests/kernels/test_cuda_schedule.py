@@ -20,8 +20,12 @@ MISTAKES = {
     "macro-blocks that one side meets": ("return m.back = m.there, m;", "return m;", "before it is complete"),
     "packed where it is in use": ("kPackedBuffers - c.stays - c.buffer", "c.buffer", "holds other references"),
     "lists of two sweeps": ("for (int at = next(1); at", "for (int at = next(2); at", "than a list has room for"),
-    "a run that ends too soon": ("smaller(a_.plan.run, across(c) -", "smaller(a_.plan.run, across(c) - 1 -", "met not once"),
-    "narrow tiles taken for wide ones": ("int width = schedule.width(at), index", "int width = a.plan.width, index", "met not once"),
+    "a run that ends too soon": (
+        "smaller(a_.plan.run, across(c) -",
+        "smaller(a_.plan.run, across(c) - 1 -",
+        "met not once",
+    ),
+    "narrow tiles counted as wide ones": ("c.met, width(c))", "c.met, a_.plan.width)", "before it is complete"),
     "two sides at one place": ("place_back = opposite ? m.place : 2 * e * kBlock", "place_back = m.place", "one place"),
 }
 

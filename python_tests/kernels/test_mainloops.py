@@ -26,8 +26,18 @@ MISTAKES = {
     "no wait for the loader": ("hopper", SIMT / "mainloops.cpp", "mbarrier_wait(full + at.stage, at.parity);", ""),
     "stage released too early": ("hopper", SIMT / "mainloops.cpp", "warpgroup_wait<1>();", "warpgroup_wait<2>();"),
     "sums read too early": ("hopper", SIMT / "mainloops.cpp", "warpgroup_finish(sum);\n", "warpgroup_wait<0>();\n"),
-    "queries replaced while they are read": ("kept", SIMT / "mainloops.cpp", "mbarrier_wait(empty + all.stage, all", "void(all"),
-    "queries read before they have landed": ("kept", SIMT / "mainloops.cpp", "mbarrier_wait(kept, turn);", ""),
+    "queries replaced while they are read": (
+        "kept",
+        SIMT / "mainloops.cpp",
+        "mbarrier_wait(empty + all.stage, all",
+        "void(all",
+    ),
+    "queries read before they have landed": (
+        "kept",
+        SIMT / "mainloops.cpp",
+        "mbarrier_wait(kept, turn);",
+        "(void)turn;",
+    ),
     "box released too early": ("kept", SIMT / "mainloops.cpp", "warpgroup_wait<0>();  // the box", "// the box"),
     "wrong descriptor": ("hopper", CUDA / "hopper.h", "1024 >> 4", "512 >> 4"),
 }
