@@ -1,13 +1,13 @@
-"""What the CUDA C++ kernels will take, counted from the machine code of the built module. Nothing is run, no GPU is needed.
+"""What the CUDA C++ kernels will take, counted from the machine code of the built module: no GPU is needed.
 
     python -m benchmarks.counted [--shape B N D K [--track K ...] --dtype DTYPE] [--module FILE]
     python -m benchmarks.counted --loops                 # the loops that the count stands on, and those it leaves out
     python -m benchmarks.counted --write NAME            # rows of results/counted.csv under that name, and NOTES' table
 
-counted_sass.py reads the instructions and where they come from, counted_loops.py finds the loops, counted_lanes.py the bank
-conflicts, counted_machine.py says what the hardware does in a cycle, counted_stages.py what runs how often (the file to adapt
-when a stage is rewritten), counted_model.py multiplies. The schedule is the module's own, planned for an H200.
-Exit code 1 if a loop that a stage names is not there, 2 without a module or the tools to read it.
+counted_sass.py reads the instructions and where they come from, counted_loops.py finds the loops, counted_lanes.py
+the bank conflicts, counted_machine.py says what the hardware does in a cycle, counted_stages.py what runs how often
+(the file to adapt when a stage is rewritten), counted_model.py multiplies. The schedule is the module's own, planned
+for an H200. Exit code 1 if a loop that a stage names is not there, 2 without a module or the tools to read it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
 from benchmarks import compiled_cuda, counted_machine, counted_stages
 from benchmarks.compiled_cuda import HOPPER, ToolError
 from benchmarks.counted_loops import Loop
-from benchmarks.counted_model import NotFound, Reading, Segment, Shape, StageTime, Work, stage_times
+from benchmarks.counted_model import NotFoundError, Reading, Segment, Shape, StageTime, Work, stage_times
 from benchmarks.counted_sass import kernels_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "counted.csv"
@@ -69,9 +69,11 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 def load(path: Path) -> ModuleType:
-    """A built module, wherever it is."""
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-    spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+    """A built module, wherever it is; the package's own is loaded once."""
+    if path.resolve() == compiled_cuda.built_module().resolve():
+        return importlib.import_module("ldreg_kernels._cuda")
+    loader = importlib.machinery.ExtensionFileLoader("counted._cuda", str(path))
+    spec = importlib.util.spec_from_file_location("counted._cuda", path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
@@ -115,7 +117,9 @@ def title(shape: Shape) -> str:
 def rows(name: str, commit: str, shape: Shape, found: list[StageTime]) -> Iterator[Row]:
     floor = round(shape.floor, 4)
     for one in found:
-        yield Row(name, commit, title(shape), shape.dtype, one.stage, round(one.milliseconds, 4), one.limit, one.jobs, floor)
+        yield Row(
+            name, commit, title(shape), shape.dtype, one.stage, round(one.milliseconds, 4), one.limit, one.jobs, floor
+        )
     total = sum(one.milliseconds for one in found)
     worst = max(found, key=lambda one: one.milliseconds)
     jobs = sum(one.jobs for one in found)
@@ -149,7 +153,8 @@ def loop_line(read: Reading, loop: Loop) -> str:
     claimed = read.claimed.get(loop.head, "not counted")
     return (
         f"{address:6x} {loop.source:40} {claimed:36} {len(shortest)}-{len(longest)} instructions, "
-        f"{asked['shared']:.0f} wavefronts ({unknown} accesses by a stated pattern), {counted_machine.alone(longest):.0f} cycles alone"
+        f"{asked['shared']:.0f} wavefronts ({unknown} accesses by a stated pattern), "
+        f"{counted_machine.alone(longest):.0f} cycles alone"
     )
 
 
@@ -162,7 +167,8 @@ def stored(path: Path = RESULTS) -> list[Row]:
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     numbers = {"milliseconds": float, "jobs": int, "floor": float}
-    return [Row(**{name: numbers.get(name, str)(line[name]) for name in COLUMNS}) for line in found]  # type: ignore[arg-type]
+    cells = [{name: numbers.get(name, str)(line[name]) for name in COLUMNS} for line in found]
+    return [Row(**line) for line in cells]
 
 
 def write(name: str, new: list[Row], path: Path = RESULTS) -> None:
@@ -187,7 +193,9 @@ def table(all_rows: Iterable[Row]) -> str:
     for row in all_rows:
         groups.setdefault((row.shape, row.dtype, row.name), {})[row.stage] = row
     order = {shape: place for place, (shape, _, _) in reversed(list(enumerate(groups)))}
-    for (shape, dtype, name), stages in sorted(groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "float32")):
+    for (shape, dtype, name), stages in sorted(
+        groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "float32")
+    ):
         cells = [figure(stages[stage].milliseconds) if stage in stages else "" for stage in STAGE_NAMES]
         total = stages["sum"]
         cells += [figure(total.milliseconds), figure(total.floor), f"{total.milliseconds / total.floor:.2f}"]
@@ -225,6 +233,11 @@ def into_notes(text: str, all_rows: Iterable[Row]) -> str:
 # ------------------------------------------------------------------------------------------------- command line
 
 
+def asked_for(shape: list[int], track: list[int]) -> Shape:
+    B, N, D, k = shape
+    return Shape(B, N, D, k, track=tuple(track))
+
+
 def main() -> int:
     """Count, print, and write if asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counted", description=__doc__.partition("\n")[0])
@@ -242,20 +255,22 @@ def main() -> int:
         new = []
         for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
             read = reading(path, dtype)
-            chosen = [Shape(*options.shape, track=tuple(options.track))] if options.shape else SHAPES
-            for shape in chosen:
-                shape = Shape(shape.B, shape.N, shape.D, shape.k, dtype, shape.track)
+            for chosen in [asked_for(options.shape, options.track)] if options.shape else SHAPES:
+                shape = replace(chosen, dtype=dtype)
                 found = list(rows(options.write or "", options.commit or commit(), shape, times(read, module, shape)))
                 new += found
                 for row in found:
-                    print(f"{row.shape} {dtype:9} {row.stage:8} {row.milliseconds:9.4f} ms  {row.limit:8} {row.jobs} jobs")
-                print(f"{title(shape)} {dtype:9} floor    {shape.floor:9.4f} ms  {found[-1].milliseconds / shape.floor:.2f} times")
+                    print(
+                        f"{row.shape} {dtype:9} {row.stage:8} {row.milliseconds:9.4f} ms  {row.limit:8} {row.jobs} jobs"
+                    )
+                times_floor = found[-1].milliseconds / shape.floor
+                print(f"{title(shape)} {dtype:9} floor    {shape.floor:9.4f} ms  {times_floor:.2f} times")
             if options.loops:
                 print("\n".join(loop_lines(read)))
     except ToolError as error:
         print(error, file=sys.stderr)
         return 2
-    except NotFound as error:
+    except NotFoundError as error:
         print(f"not in the module: {error}. If the stage was rewritten, benchmarks/counted_stages.py is to be adapted")
         return 1
     if options.write:

@@ -1,9 +1,10 @@
-"""Which shared-memory words the lanes of a warp touch, from the instructions that compute the addresses. Nothing is run.
+"""Which shared-memory words the lanes of a warp touch, from the instructions that compute the addresses.
 
-A register is followed back to what is known: the thread's number, constants, and what is the same in all lanes (arguments, what
-was loaded from one address by all). A value is then exact, or known up to something that all lanes share, which is enough
-for bank conflicts: 32 banks of 4 bytes, and a request takes as many wavefronts as the bank most asked for has different words.
-Where lanes differ by something loaded, there is no answer, and the model has to state a pattern.
+A register is followed back to what is known: the thread's number, constants, and what is the same in all lanes
+(arguments, what was loaded from one address by all). A value is then exact, or known up to something that all lanes
+share, which is enough for bank conflicts: 32 banks of 4 bytes, and a request takes as many wavefronts as the bank most
+asked for has different words. Where lanes differ by something loaded, there is no answer, and the model has to state a
+pattern. Nothing is run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ LANES = 32
 WORD = (1 << 32) - 1
 OPERAND = re.compile(r"desc\[[^]]*\]|c\[[^]]*\]\[[^]]*\]|\[[^]]*\]|[^,\s][^,]*")
 REGISTER = re.compile(r"U?R(?:\d+|Z)")
-NO_RESULT = re.compile(r"ST|RED|BRA|BAR|MEMBAR|EXIT|BSSY|BSYNC|CCTL|WARPSYNC|SYNCS|NOP|UTMA|UBLKCP|FENCE|DEPBAR|NANOSLEEP|CALL|RET")
+NO_RESULT = re.compile(
+    r"ST|RED|BRA|BAR|MEMBAR|EXIT|BSSY|BSYNC|CCTL|WARPSYNC|SYNCS|NOP|UTMA|UBLKCP|FENCE|DEPBAR|NANOSLEEP|CALL|RET"
+)
+
+WIDE = (  # registers of a result
+    (r"^HGMMA", 64),
+    (r"\.128|^HMMA|^LDSM", 4),
+    (r"\.WIDE|^CS2R(?!\.32)|^D[A-Z]|\.64(?!H)|^(F2F|I2F)(\.\w+)*?\.F64\.", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def relative(lanes: tuple[int, ...]) -> Value:
 
 def join(one: Known, two: Known) -> Known:
     """What holds of either."""
-    if one == UNSEEN or two == UNSEEN or one == two:
+    if one in (UNSEEN, two) or two == UNSEEN:
         return two if one == UNSEEN else one
     if one is None or two is None or relative(one.lanes) != relative(two.lanes):
         return None
@@ -81,15 +90,7 @@ def results(instruction: Instruction) -> list[str]:
     if not named or not (found := re.fullmatch(r"(U?R)(\d+)(?:\.\w+)*", named[0])):
         return []
     opcode = instruction.opcode
-    count = 1
-    if opcode.startswith("HGMMA"):
-        count = 64
-    elif ".128" in opcode or opcode.startswith(("HMMA", "LDSM")):
-        count = 4
-    elif ".WIDE" in opcode or (opcode.startswith("CS2R") and ".32" not in opcode) or re.match(r"D[A-Z]", opcode):
-        count = 2
-    elif re.search(r"\.64(?!H)", opcode) or re.match(r"(F2F|I2F)(\.\w+)*?\.F64\.", opcode):
-        count = 2
+    count = next((count for pattern, count in WIDE if re.search(pattern, opcode)), 1)
     return [f"{found[1]}{int(found[2]) + i}" for i in range(count)]
 
 
@@ -104,7 +105,9 @@ class LaneWalk:
         self.results: defaultdict[int, dict[int, Known]] = defaultdict(dict)  # of a block, while its entries stay
         self.order = {block: place for place, block in enumerate(graph.order)}
         self.place = {i.address: (b, n) for b, block in enumerate(graph.blocks) for n, i in enumerate(block.code)}
-        self.written: list[defaultdict[str, list[int]]] = [defaultdict(list) for _ in graph.blocks]  # where, in each block
+        self.written: list[defaultdict[str, list[int]]] = [
+            defaultdict(list) for _ in graph.blocks
+        ]  # where, in each block
         for written, block in zip(self.written, graph.blocks, strict=True):
             for n, instruction in enumerate(block.code):
                 for register in results(instruction):
@@ -119,7 +122,7 @@ class LaneWalk:
         return None if value == UNSEEN else value
 
     def _settle(self) -> bool:
-        """Entries of blocks that have come up, until what is known of them no longer changes; whether there were any."""
+        """Entries that have come up, until what is known of them no longer changes; whether there were any."""
         fresh: defaultdict[int, list[str]] = defaultdict(list)  # registers, by block
         taken = self.settled
         todo: list[int] = []  # a heap of places in the order of blocks
@@ -153,7 +156,7 @@ class LaneWalk:
         return fresh_ones
 
     def active(self, instruction: Instruction, head: int) -> list[bool]:
-        """Lanes that get to an instruction from block `head`, as far as conditions on the lane's number tell: `if (lane == 0)`."""
+        """Lanes that get to an instruction from block `head`, as far as conditions on the lane's number tell."""
         lanes = self._active(instruction, head)
         while self._settle():
             lanes = self._active(instruction, head)
@@ -166,7 +169,12 @@ class LaneWalk:
             below, block = block, self.graph.dominator[block]
             last = self.graph.blocks[block].code[-1]
             after = self.graph.blocks[block].after
-            if last.name != "BRA" or not last.predicate or len(after) != 2 or self.graph.blocks[below].before != [block]:
+            if (
+                last.name != "BRA"
+                or not last.predicate
+                or len(after) != 2
+                or self.graph.blocks[below].before != [block]
+            ):
                 continue
             taken = self._fulfilled(last.predicate, block, len(self.graph.blocks[block].code) - 1)
             if taken:
@@ -177,16 +185,15 @@ class LaneWalk:
     def _fulfilled(self, predicate: str, block: int, at: int) -> list[bool] | None:
         """In which lanes a predicate holds, if what it compares is exact."""
         name = predicate.lstrip("!")
-        n = at - 1
         while name:
             code = self.graph.blocks[block].code
-            for n in range(n, -1, -1):
+            for n in range(at - 1, -1, -1):
                 if name in operands(code[n])[:2] and re.match(r"[A-Z]*SETP|P?LOP3", code[n].name):
                     return self._test(code[n], predicate, block, n)
             if len(self.graph.blocks[block].before) != 1:
                 break
             (block,) = self.graph.blocks[block].before
-            n = len(self.graph.blocks[block].code) - 1
+            at = len(self.graph.blocks[block].code)
         return None
 
     def _test(self, instruction: Instruction, predicate: str, block: int, at: int) -> list[bool] | None:
@@ -243,7 +250,13 @@ class LaneWalk:
             value = self._value(register[2], block, at)
             if register[3] and register[3].startswith(".X"):
                 value = _times(value, constant(int(register[3][2:])))
-            return _times(value, constant(-1)) if register[1] == "-" else _apply(lambda a: ~a, value) if register[1] else value
+            return (
+                _times(value, constant(-1))
+                if register[1] == "-"
+                else _apply(lambda a: ~a, value)
+                if register[1]
+                else value
+            )
         if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", text):
             return constant(int(text, 0))
         if text.startswith("c["):
@@ -269,7 +282,7 @@ class LaneWalk:
         if any(value == UNSEEN for value in values):
             return UNSEEN
         if name == "SHFL":
-            return UNIFORM if opcode.startswith("SHFL.IDX") and _uniform(values[1]) or _uniform(values[0]) else None
+            return UNIFORM if (opcode.startswith("SHFL.IDX") and _uniform(values[1])) or _uniform(values[0]) else None
         rule = RULES.get(name.removeprefix("U")) if ".X" not in opcode and ".WIDE" not in opcode else None
         value = rule(opcode, values) if rule else None
         if value is not None:
@@ -297,7 +310,9 @@ def _apply(function: Callable[..., int], *values: Known) -> Known:
     if any(value == UNSEEN for value in values):
         return UNSEEN
     if all(value is not None and value.exact for value in values):
-        return Value(tuple(function(*lane) & WORD for lane in zip(*(v.lanes for v in values if v), strict=True)), exact=True)
+        return Value(
+            tuple(function(*lane) & WORD for lane in zip(*(v.lanes for v in values if v), strict=True)), exact=True
+        )
     return UNIFORM if all(_uniform(value) for value in values) else None
 
 
@@ -397,10 +412,10 @@ TESTS: dict[str, Callable[[int, int], bool]] = {
 
 
 def wavefronts(addresses: Value, size: int, active: list[bool]) -> int:
-    """Of one request of `size` bytes a lane (CUDA C++ Programming Guide, shared memory of compute capability 5.x and on).
+    """Of one request of `size` bytes a lane (CUDA C++ Programming Guide, shared memory of 5.x and on).
 
-    A wavefront serves each of 32 banks with one word. Lanes that ask for 8 or 16 bytes go a half or a quarter of a warp at a time,
-    but if all of a warp's words fit one wavefront.
+    A wavefront serves each of 32 banks with one word. Lanes that ask for 8 or 16 bytes go a half or a quarter of a
+    warp at a time, but if all of a warp's words fit one wavefront.
     """
     asked = zip(addresses.lanes, active, strict=True)
     words = [{(address + i) >> 2 for i in range(0, size, 4) if on} for address, on in asked]

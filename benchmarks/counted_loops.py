@@ -1,9 +1,9 @@
 """The loops of a kernel, and what a trip through one costs. Nothing is run.
 
-Loops are the natural ones: a branch back to a block that dominates it, with everything that reaches that branch without
-passing the block. What a trip costs is counted along a path from the loop's head back to it, inner loops left out (they are
-counted by themselves): `longest` takes whatever work a trip may do, `shortest` goes round all that can be skipped.
-Code that only diverged warps run (BRA.DIV, far out of line) is not reached.
+Loops are the natural ones: a branch back to a block that dominates it, with everything that reaches that branch
+without passing the block. What a trip costs is counted along a path from the loop's head back to it, inner loops left
+out (they are counted by themselves): `longest` takes whatever work a trip may do, `shortest` goes round all that can
+be skipped. Code that only diverged warps run (BRA.DIV, far out of line) is not reached.
 """
 
 from __future__ import annotations
@@ -73,8 +73,12 @@ class Loop:
         """The innermost function that holds nearly all of the loop, and the line most of it comes from there."""
         code = list(self.code)
         chains = [[frame.function for frame in instruction.frames] for instruction in code]
-        depth = {name: min(len(chain) - chain.index(name) for chain in chains if name in chain) for name in self.functions}
-        name = max((n for n in self.functions if self.functions[n] >= 0.9 * len(code)), key=lambda n: depth[n], default="?")
+        depth = {
+            name: min(len(chain) - chain.index(name) for chain in chains if name in chain) for name in self.functions
+        }
+        name = max(
+            (n for n in self.functions if self.functions[n] >= 0.9 * len(code)), key=lambda n: depth[n], default="?"
+        )
         lines = Counter(f"{f.file}:{f.line}" for i in code for f in i.frames if f.function == name)
         return f"{name} {lines.most_common(1)[0][0]}" if lines else name
 
@@ -84,7 +88,7 @@ class Loop:
         longest: bool = True,
         avoid: Callable[[Instruction], bool] | None = None,
     ) -> list[Instruction]:
-        """What one trip runs: the path of most weight, or of least. Blocks with what `avoid` names are gone round if that can be."""
+        """What one trip runs: the path of most weight or of least, and if possible without what `avoid` names."""
         region = self._without(avoid)
         sign = 1 if longest else -1
         inside = {block: loop.head for loop in self.inner for block in loop.blocks}

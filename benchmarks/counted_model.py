@@ -1,10 +1,10 @@
 """From loops to milliseconds: what a stage's parts ask of a multiprocessor, times how often a launch runs them.
 
-    cycles of a job = sum over its phases of  max over resources of (what is asked) / (rate),  or the longest warp's own time
+    cycles of a job = sum over its phases of  max over resources of (what is asked) / (rate),  or a warp's own time
     milliseconds    = sum over segments of the schedule of  ceil(jobs / 132) * cycles / clock,  or what HBM takes
 
-Resources: issue slots, pipes, wavefronts of shared memory, tensor cores, bytes from L2. A warp's own time is the sum of its
-latencies where nothing else is in the way. The stages themselves are counted_stages.py.
+Resources: issue slots, pipes, wavefronts of shared memory, tensor cores, bytes from L2. A warp's own time is the sum
+of its latencies where nothing else is in the way. The stages themselves are counted_stages.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.counted_sass import Instruction, Kernel
 PATTERN = 16  # bytes between neighbouring lanes where a stage states nothing
 
 
-class NotFound(RuntimeError):
+class NotFoundError(RuntimeError):
     """A loop that a stage names is not in the module."""
 
 
@@ -96,7 +96,7 @@ class Work:
 
     @property
     def listed(self) -> float:
-        """Candidates of a row before this step's compaction: all of the first step, later those the threshold let through."""
+        """Candidates of a row before the compaction: all of the first step, later what the threshold let through."""
         before, after = self.held(self.segment.met), self.held(self.segment.meets)
         return after if before == 0 else self.kept * after / before
 
@@ -193,8 +193,12 @@ class Counted:
     per: int
 
     def mixed(self, done: float) -> Counter[str]:
-        names = self.asked | self.least
-        return Counter({n: (self.least[n] + done * (self.asked[n] - self.least[n])) / self.per for n in names})  # type: ignore[misc]
+        """Of each resource, for one of `per`, if so much is done of what can be skipped."""
+        found: Counter[str] = Counter()
+        for name in self.asked | self.least:
+            amount = self.least[name] + done * (self.asked[name] - self.least[name])
+            found[name] = amount / self.per  # type: ignore[assignment]
+        return found
 
     def time(self, done: float) -> float:
         return (self.alone_least + done * (self.alone - self.alone_least)) / self.per
@@ -216,7 +220,11 @@ class Reading:
         found = []
         for loop in self.graph.loops:
             inside = loop.runs_in(part.function) and (not part.under or loop.runs_in(part.under))
-            if inside and any(not other.waits for other in loop.inner) == part.outer and any(pattern.match(instruction.text) for instruction in loop.code):
+            if (
+                inside
+                and any(not other.waits for other in loop.inner) == part.outer
+                and any(pattern.match(instruction.text) for instruction in loop.code)
+            ):
                 found.append(loop)
         return found
 
@@ -224,7 +232,7 @@ class Reading:
         found = self.candidates(part)
         if not found:
             if part.fixed:
-                raise NotFound(part.wanted)
+                raise NotFoundError(part.wanted)
             return None
         for loop in found:
             self.claimed.setdefault(loop.head, part.what)

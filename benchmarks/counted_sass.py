@@ -1,8 +1,9 @@
 """The machine code of a compiled kernel, every instruction with the source functions it came from. Nothing is run.
 
-nvdisasm says what the instructions are. Where they came from stands in the cubin's line table (DWARF 2), which ptxas writes
-under -lineinfo: a row for every change of place, and NVIDIA's extended opcode 0x90 for code that was inlined: the row that
-holds the call, and the name of the function inlined, so that each instruction has a chain of functions, innermost first.
+nvdisasm says what the instructions are. Where they came from stands in the cubin's line table (DWARF 2), which ptxas
+writes under -lineinfo: a row for every change of place, and NVIDIA's extended opcode 0x90 for code that was inlined:
+the row that holds the call, and the name of the function inlined, so that each instruction has a chain of functions,
+innermost first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from benchmarks.compiled_cuda import DTYPES, NAME, SECTION, run
 
 INLINED = 0x90  # NVIDIA's extended opcode: row of the call, offset of the function's name
 LINE = re.compile(
-    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[T\d]+)\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*)"
+    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[T\d]+)\s+)?"
+    r"(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*)"
     r"|^(?P<label>\.L_x?_?\d+):",
     re.M,
 )
@@ -97,7 +99,7 @@ def kernels_of_cubin(cubin: Path) -> Iterator[Kernel]:
 
 def _instructions(text: str, places: list[tuple[int, tuple[Frame, ...]]]) -> Iterator[Instruction]:
     labels: dict[str, int] = {}
-    found = []
+    found: list[re.Match[str]] = []
     for line in LINE.finditer(text):
         if line["label"]:
             labels[line["label"]] = len(found)

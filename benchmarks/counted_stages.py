@@ -1,13 +1,14 @@
 """The stages of the CUDA backend for Hopper, as the counting model sees them: which loops, how often, how many bytes.
 
-The one file to adapt when a stage is rewritten. A part is found by the functions its loop is made of (as the compiler's line
-table names them) and by an instruction it holds, never by addresses or lines. How often it runs follows from the shape and from
-the plan's numbers; what only data can tell is estimated, and said so here.
+The one file to adapt when a stage is rewritten. A part is found by the functions its loop is made of (as the
+compiler's line table names them) and by an instruction it holds, never by addresses or lines. How often it runs
+follows from the shape and from the plan's numbers; what only data can tell is estimated, and said so here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from benchmarks.counted_model import Part, Stage, Times, Work, spread
 
@@ -68,8 +69,12 @@ PACK = Stage(
         ),
         Part("end of a row", "pack_rows", r"SHFL", lambda w: spread(rows_of(w, "pack_rows"), warps(w)), outer=True),
     ),
-    loaded=lambda w: rows_of(w, "pack_rows") * w.shape.D * (w.shape.item + 4 + 2),  # the row, the centre, the packed row
-    memory=lambda w: w.segment.jobs * w.plan["pack_rows"] * w.shape.D * w.shape.item if w.shape.N * w.shape.D > 1 << 23 else 0.0,
+    loaded=lambda w: (
+        rows_of(w, "pack_rows") * w.shape.D * (w.shape.item + 4 + 2)
+    ),  # the row, the centre, the packed row
+    memory=lambda w: (
+        w.segment.jobs * w.plan["pack_rows"] * w.shape.D * w.shape.item if w.shape.N * w.shape.D > 1 << 23 else 0.0
+    ),
 )
 
 # ------------------------------------------------------------------------------------------------- tiles
@@ -162,7 +167,7 @@ TILES = Stage(
 # ------------------------------------------------------------------------------------------------- compaction
 
 
-def compacted(each: float = 1.0, entries: bool = True):
+def compacted(each: float = 1.0, entries: bool = True) -> Callable[[Work], Times]:
     """`each` time for the 32 candidates of a warp's look at a list, or for a list."""
 
     def times(work: Work) -> Times:
@@ -201,7 +206,7 @@ def queries(work: Work) -> int:
     return work.plan["teams"] * work.plan["query_share"]
 
 
-def by_teams(each):
+def by_teams(each: Callable[[Work], float]) -> Callable[[Work], Times]:
     """`each` of a query, times for each warp of its team."""
     return lambda work: spread(queries(work), work.plan["teams"], each(work), team_warps(work))
 
@@ -219,7 +224,7 @@ def pairs(work: Work) -> float:
 
 
 def wide(work: Work) -> bool:
-    return work.shape.D > 4 * work.plan["team_threads"]
+    return 4 * work.plan["team_threads"] < work.shape.D
 
 
 RARE = r"1\.2676506\d*e\+30|" + UNALIGNED  # squares that would vanish
@@ -257,7 +262,14 @@ ROWS = Stage(
             most=wide,
         ),
         Part("a pair of the sorts", "sort", r"LDS\.64", by_teams(pairs), under="rows_job", done=lambda w: 0.5),
-        Part("a share of the LID", "team_lid", r"DFMA", by_teams(lambda w: w.shape.wanted / 128), under="rows_job", done=lambda w: 0.1),
+        Part(
+            "a share of the LID",
+            "team_lid",
+            r"DFMA",
+            by_teams(lambda w: w.shape.wanted / 128),
+            under="rows_job",
+            done=lambda w: 0.1,
+        ),
         Part("weights", "weigh", r"DFMA", by_teams(lambda w: w.kept / 128), under="rows_job", done=lambda w: 0.5),
         Part(
             "gather: look at a neighbour",
@@ -271,8 +283,20 @@ ROWS = Stage(
         Part("a query", "rows_job", r"BAR", by_teams(lambda w: 1.0), outer=True, done=lambda w: 0.3),
     ),
     loaded=lambda w: queries(w) * (w.kept + 3) * w.shape.D * w.shape.item,
-    memory=lambda w: 0.0 if w.shape.N * w.shape.D * w.shape.item < 40e6 else w.shape.B * w.kept * w.shape.D * w.shape.item / w.plan["panels"],
+    memory=lambda w: (
+        0.0
+        if w.shape.N * w.shape.D * w.shape.item < 40e6
+        else w.shape.B * w.kept * w.shape.D * w.shape.item / w.plan["panels"]
+    ),
 )
 
 STAGES = (SCAN, PACK, TILES, COMPACT, ROWS)
-ROOTS = ("scan_rows", "centre_columns", "pack_rows", "multiply", "select", "compact_list", "rows_job")  # whose loops are a stage's
+ROOTS = (
+    "scan_rows",
+    "centre_columns",
+    "pack_rows",
+    "multiply",
+    "select",
+    "compact_list",
+    "rows_job",
+)  # whose loops are a stage's

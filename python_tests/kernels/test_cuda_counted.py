@@ -12,7 +12,7 @@ import pytest
 from benchmarks import compiled_cuda, counted, counted_stages
 from benchmarks.counted_lanes import LANES, UNIFORM, LaneWalk, Value, wavefronts, width
 from benchmarks.counted_loops import Graph
-from benchmarks.counted_model import NotFound, Part, Shape, job_cost
+from benchmarks.counted_model import NotFoundError, Part, Shape, job_cost
 from benchmarks.counted_sass import Kernel, _instructions, function_name
 
 ALL = [True] * LANES
@@ -75,7 +75,19 @@ def test_bank_conflicts_follow_from_the_instructions(graph):
 
 @pytest.mark.parametrize(
     ("stride", "size", "expected"),
-    [(0, 4, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (32, 4, 8), (128, 4, 32), (8, 8, 2), (16, 8, 4), (16, 16, 4), (32, 16, 8), (0, 16, 1)],
+    [
+        (0, 4, 1),
+        (4, 4, 1),
+        (8, 4, 2),
+        (16, 4, 4),
+        (32, 4, 8),
+        (128, 4, 32),
+        (8, 8, 2),
+        (16, 8, 4),
+        (16, 16, 4),
+        (32, 16, 8),
+        (0, 16, 1),
+    ],
 )
 def test_wavefronts_of_lanes_a_stride_apart(stride, size, expected):
     assert wavefronts(Value(tuple(stride * lane for lane in range(LANES))), size, ALL) == expected
@@ -123,11 +135,17 @@ def read(module):
 @pytest.mark.alone  # half a minute of one core for the reading, once for the file
 def test_every_loop_that_a_stage_names_is_in_the_module_and_the_newest_rows_are_its(module, read):
     """NOTES' figures are those of the file (below); the file's newest are those of this module, to 1 %."""
-    newest = {(row.shape, row.stage): row for row in counted.stored() if row.name == counted.stored()[-1].name and row.dtype == "float32"}
+    newest = {
+        (row.shape, row.stage): row
+        for row in counted.stored()
+        if row.name == counted.stored()[-1].name and row.dtype == "float32"
+    }
     for shape in (counted.SHAPES[1], counted.SHAPES[4]):
         for found in counted.times(read, module, shape):
             told = newest[counted.title(shape), found.stage]
-            assert found.milliseconds == pytest.approx(told.milliseconds, rel=0.01), "run python -m benchmarks.counted --write after"
+            assert found.milliseconds == pytest.approx(told.milliseconds, rel=0.01), (
+                "run python -m benchmarks.counted --write after"
+            )
             assert (found.limit, found.jobs) == (told.limit, told.jobs)
 
 
@@ -137,7 +155,7 @@ def test_a_loop_that_is_not_there_is_named(module, read):
     missing = Part("polish", "polish_rows", "LDG", lambda work: counted_stages.spread(1, 1))
     stage = dataclasses.replace(counted_stages.SCAN, parts=(missing,))
     work = counted.works(module, counted.SHAPES[1])[0]
-    with pytest.raises(NotFound, match="polish: a loop of polish_rows with LDG"):
+    with pytest.raises(NotFoundError, match="polish: a loop of polish_rows with LDG"):
         job_cost(read, stage, work)
 
 
