@@ -54,7 +54,7 @@ __device__ __forceinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int
   const Arguments& a = arguments();
   const int round = a.plan.room - a.p.wanted;
   for (int first = 0; first < a.p.N; first += round) {
-    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += kTeam / kWarp) offer<T>(shared, queries, j);
+    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += this_team().warps()) offer<T>(shared, queries, j);
     this_team().sync();
     for (int q = 0; q < queries; ++q) {
       int* words = shared.words();
@@ -92,7 +92,7 @@ __device__ __forceinline__ void direct_job(int job, int rows) {
   for (int q = 0; q < queries; ++q) {
     const int n = shared.words()[kCount + q];
     sort(shared.list_at(q), n);
-    for (int i = this_team().thread; i < n; i += kTeam) shared.list(q)[i].index *= 2;
+    for (int i = this_team().thread; i < n; i += this_team().threads) shared.list(q)[i].index *= 2;
     if (this_team().thread == 0) shared.task().query = query(q), shared.task().n = n;
     this_team().sync();
     write_query<T>(shared, shared.x_at(q), shared.list_at(q));

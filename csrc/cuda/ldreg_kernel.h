@@ -20,7 +20,7 @@ namespace ldreg::cuda {
 // Doubles are never packed: all of their pairs are computed.
 struct NoTiles {
   static constexpr bool kLooksAhead = false, kCompiled = true;
-  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kSharedBytes = 0;
   static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}
 };
 
@@ -111,9 +111,10 @@ template <class T, class Stage>
 __device__ __forceinline__ void work(Control& control, char* memory) {
   const Arguments& a = arguments();
   for (Job job = control.at.job; job != Job::tiles && job != Job::direct; job = next_job(control)) {
-    unsigned* done = a.s.state + kRowsDone;
+    unsigned* done;
     if (job == Job::rows) {
-      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kTogether>(control.at, control.ticket);
+      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kBulk>(control.at, control.ticket);
+      done = a.s.state + kRowsDone;
     } else {
       done = prepare_job<T>(a, control.at, control.ticket, memory);
     }
@@ -141,7 +142,7 @@ __device__ __forceinline__ void work_directly(Control& control) {
 }
 
 template <class T, class Stage>
-__device__ inline void ldreg_block(const Arguments& given) {
+__device__ __forceinline__ void ldreg_block(const Arguments& given) {
   Control& control = *reinterpret_cast<Control*>(shared_memory());
   char* memory = shared_memory() + kControlBytes;
   for (int i = thread_id(); i < int(sizeof(Arguments) / sizeof(int)); i += Stage::kThreads)

@@ -11,7 +11,8 @@ namespace ldreg::cuda {
 template <class Loop>
 struct TileStage {
   static constexpr bool kLooksAhead = false, kCompiled = true;
-  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4;
+  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep;
+  static constexpr bool kBulk = kBulkCopies;
 
   struct Shared {  // where the operands were
     float sum[Loop::kSums][kThreads];

@@ -21,7 +21,8 @@ namespace ldreg::cuda {
 
 struct HopperTileStage {
   static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER;
-  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1;
+  static constexpr int kThreads = 640, kWidth = 2, kStep = 64;
+  static constexpr bool kBulk = kCompiled;
   static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kStages = 3, kBuffers = 2;
   static constexpr int kBoxBytes = kBlock * kStep * 2, kStageBytes = (1 + kWidth) * kBoxBytes;
 
