@@ -75,17 +75,17 @@ __device__ inline double finite_or_inf(double d2) { return d2 < INFINITY ? d2 : 
 template <int kRows>
 __device__ __forceinline__ void share_distances(double* partial, double (&d2)[kRows], bool more) {
   const double share = warp_sums(d2);
-  double& place = partial[this_team().warp * kRows + lane_id() % kRows];
-  if (lane_id() < kRows) place = more ? place + share : share;
+  const Team team = this_team();
+  double& place = partial[team.warp * kRows + (team.lane & (kRows - 1))];
+  if (team.lane < kRows) place = more ? place + share : share;
 }
 
 // The squared distance of row l to lane l of every warp, once all shares are there.
 template <int kRows>
 __device__ __forceinline__ double whole_distance(const double* partial) {
-  double whole = 0;
-#pragma unroll
-  for (int w = 0; w < kTeam / kWarp; ++w)
-    if (w < this_team().warps()) whole += partial[w * kRows + lane_id() % kRows];
+  const double* share = partial + (lane_id() & (kRows - 1));
+  double whole = share[0] + share[kRows];  // a team has two warps or four
+  if (this_team().warps() == 4) whole += share[2 * kRows] + share[3 * kRows];
   return finite_or_inf(whole);
 }
 

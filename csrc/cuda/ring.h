@@ -16,15 +16,15 @@ namespace ldreg::cuda {
 
 // Columns a thread holds of a row, four by four at a stride of four times the team's threads; and how many rows at a time,
 // so that registers hold their differences.
+constexpr int kDifferences = 32;
 LDREG_HD int row_values(int D) { return D <= 512 ? 8 : 16; }
-constexpr int kDifferences = 32;  // of a thread, in registers
 LDREG_HD int rows_together(int D) { return kDifferences / row_values(D); }
 LDREG_HD int row_team_shift(int D) { return D <= 1024 ? 6 : 7; }
 LDREG_HD int columns_at_once(int D) { return row_values(D) << row_team_shift(D); }
 LDREG_HD int row_bytes(int D, int item) { return (smaller(columns_at_once(D), D) * item + 127) / 128 * 128; }
 
-constexpr int kMostTurns = 8;              // in flight, of a team
-constexpr int kRingBytes = 96 << 10;       // ... of all teams together: four times what L2's latency asks for
+constexpr int kMostTurns = 8;         // in flight, of a team
+constexpr int kRingBytes = 96 << 10;  // ... of all teams together: four times what L2's latency asks for
 
 // Four features of one's own columns, `left` of them in the row; 0 in place of the others.
 template <class T>
@@ -77,9 +77,9 @@ class Ring {
   // Row t of the turn that is there.
   __device__ const T* row(int t) const { return slot(at_, t); }
 
-  // The list's turn `turn` is done with: behind a barrier of the team after everyone's last look at it. No proxy fence: what was read has arrived, as it went
-  // into what the barrier exchanged, and a copy issued after that cannot change it. (Fences order ordinary writes before
-  // copies.)
+  // The list's turn `turn` is done with: behind a barrier of the team after everyone's last look at it. No proxy fence: what
+  // was read has arrived, as it went into what the barrier exchanged, and a copy issued after that cannot change it. (Fences
+  // order ordinary writes before copies.)
   __device__ __forceinline__ void pass(int turn) {
     fill(at_, turn + arguments().plan.turns);
     if (++at_ == arguments().plan.turns) at_ = 0, parity_ ^= 1;

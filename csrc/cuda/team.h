@@ -12,13 +12,13 @@ namespace ldreg::cuda {
 
 struct Team {
   int id, thread, warp, lane, threads;
-  __device__ int warps() const { return threads / kWarp; }
+  __device__ int warps() const { return threads >> 5; }
   __device__ void sync() const { named_barrier(1 + id, threads); }
 };
 
 __device__ inline Team this_team() {
   const int shift = arguments().plan.team_shift, thread = thread_id() & ((1 << shift) - 1);
-  return {thread_id() >> shift, thread, thread / kWarp, lane_id(), 1 << shift};
+  return {thread_id() >> shift, thread, thread >> 5, lane_id(), 1 << shift};
 }
 
 LDREG_HD int power_above(int n) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void sort_by_rank(int list_at, int n) {
 
 constexpr int kRanked = 128;  // items up to which counting is faster: n reads a thread against 28 barriers
 
-// list[0..n), no item twice, by ascending (distance, index); what is behind n in the list's room may be overwritten. Begins and ends with a barrier of the team.
+// list[0..n), no item twice, by ascending (distance, index); what is behind n in the list's room may be overwritten.
 __device__ __forceinline__ void sort(int list_at, int n) {
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();

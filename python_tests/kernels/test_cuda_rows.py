@@ -1,7 +1,7 @@
 """The ring that brings references' rows to a team (csrc/cuda/ring.h), on the machine of python_tests/simt.
 
-Rows come by the copy engine or by the threads' own copies, late, in an order that depends on a seed; what they give is the
-same to the bit. Whole calls are in test_cuda.py.
+Rows come by the copy engine or by the threads' own copies, late, in an order that depends on a seed, and distances have
+to be exact. Whole calls are in test_cuda.py.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def test_distances_are_exact(program, way):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_found(machine, tmp_path, mistake):
     name, right, wrong = MISTAKES[mistake]
-    for source in (simulator.HERE / "ring.cpp", CUDA / "exact.h", CUDA / "ring.h"):  # "..." looks next to the source first
-        shutil.copy(source, tmp_path)
+    for source in (simulator.HERE / "ring.cpp", CUDA / "exact.h", CUDA / "ring.h"):
+        shutil.copy(source, tmp_path)  # "..." looks next to the source first
     text = (CUDA / name).read_text()
     assert text.count(right) == 1, f"{name} has changed: {right!r}"
     (tmp_path / name).write_text(text.replace(right, wrong))
