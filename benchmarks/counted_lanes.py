@@ -22,6 +22,7 @@ from benchmarks.counted_sass import Instruction
 
 LANES = 32
 WORD = (1 << 32) - 1
+FAR = 4000  # entries of blocks: an address that comes from farther away is not known
 OPERAND = re.compile(r"desc\[[^]]*\]|c\[[^]]*\]\[[^]]*\]|\[[^]]*\]|[^,\s][^,]*")
 REGISTER = re.compile(r"U?R(?:\d+|Z)")
 NO_RESULT = re.compile(
@@ -134,6 +135,12 @@ class LaneWalk:
                 heappush(todo, place)
 
         while todo or len(self.at_entry) > taken:
+            if len(self.at_entry) - self.settled > FAR:
+                for entry in islice(list(self.at_entry), self.settled, None):
+                    self.at_entry[entry] = None
+                self.results.clear()
+                taken = len(self.at_entry)
+                break
             for register, block in islice(self.at_entry, taken, None):
                 fresh[block].append(register)
                 look_at(block)

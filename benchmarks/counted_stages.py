@@ -215,15 +215,22 @@ COMPACT = Stage(
     "compact",
     ("compact",),
     (
+        # A candidate, and what is known of it.
+        Part("candidates of a list", "compact_list", r"LDG?\.", compacted(2), per=r"LDG?\.", pattern=4),
+        Part("range of the keys", "split_keys", r"VIMNMX", compacted(), per=r"LDS", pattern=4),
         Part(
-            "candidates of a list", "compact_list", r"LDG", compacted(2), per=r"LDG"
-        ),  # a candidate, what is known of it
-        Part("range of the keys", "split_keys", r"VIMNMX", compacted(), per=r"LDS"),
-        Part("halve", "split_keys", r"REDUX", compacted(HALVINGS, entries=False), outer=True),
-        Part("count below", "split_keys", r"LDS", compacted(HALVINGS), lacks=r"VIMNMX", per=r"LDS"),
-        Part("largest error", "compact_list", r"FMNMX", compacted(3), per=r"LDS"),  # key, slack, residual
-        Part("keep what passes", "compact_list", r"VOTE", compacted(), per=r"VOTE"),
-        Part("a list", "compact_list", r"MUFU", compacted(entries=False), outer=True),
+            "halve",
+            "split_keys",
+            r"REDUX",
+            compacted(HALVINGS, entries=False),
+            outer=True,
+            done=lambda w: 0.5,
+            pattern=4,
+        ),
+        Part("count below", "split_keys", r"LDS", compacted(HALVINGS), lacks=r"VIMNMX", per=r"LDS", pattern=4),
+        Part("largest error", "compact_list", r"FMNMX", compacted(3), per=r"LDS", pattern=4),  # key, slack, residual
+        Part("keep what passes", "compact_list", r"VOTE", compacted(), per=r"VOTE", pattern=4),
+        Part("a list", "compact_list", r"MUFU", compacted(entries=False), outer=True, pattern=4),
     ),
     loaded=lambda w: rows_of(w, "compact_rows") * w.listed * (8 + 8),
 )
