@@ -3,7 +3,8 @@
 Loops are the natural ones: a branch back to a block that dominates it, with everything that reaches that branch
 without passing the block. What a trip costs is counted along a path from the loop's head back to it, inner loops left
 out (they are counted by themselves): `longest` takes whatever work a trip may do, `shortest` goes round all that can
-be skipped. Code that only diverged warps run (BRA.DIV, far out of line) is not reached; a function called is code beside the loop.
+be skipped. Code that only diverged warps run (BRA.DIV, far out of line) is not reached;
+a function called is code beside the loop.
 """
 
 from __future__ import annotations
