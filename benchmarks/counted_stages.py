@@ -239,8 +239,7 @@ COMPACT = Stage(
 
 
 def team_threads(work: Work) -> int:
-    """Of a team: ring.h."""
-    return 64 if work.shape.D <= 1024 else 128
+    return work.plan["team_threads"]
 
 
 def team_warps(work: Work) -> int:

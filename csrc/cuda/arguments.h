@@ -36,6 +36,8 @@ struct Problem {
   bool exact;    // precision="exact"
   bool same;     // y is x, row for row
   bool aligned;  // rows begin at multiples of four features' size, and have a multiple of four
+  bool bulk;     // rows of y begin at multiples of 16 bytes, and have a multiple of them
+  int item = 4;  // bytes of a feature
 };
 
 // What the call asks for.
@@ -94,7 +96,9 @@ struct Plan {
   int growth;       // of the references seen, from one step to the next
   int steps;
   int64_t stride, back;  // reference met at position p is p * stride % N; stride * back % N = 1
-  int teams;             // of kTeam threads, each working on a query
+  int teams, team_shift; // of 1 << team_shift threads, each working on a query
+  int turns, row_bytes;  // of a team's ring (ring.h): turns of rows, and what one row takes
+  int ring_at, chunks;   // ... where it begins in the team's memory; turns in which a row comes
   int together;          // queries of a team that read the references together, every pair being computed
   int query_share;       // queries a team takes at a time
   int compacting;        // warps that have room to compact a list

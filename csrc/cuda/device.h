@@ -15,7 +15,7 @@
 namespace ldreg::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kTeam = 128;  // threads that work on one query together
+constexpr int kTeam = 128;  // threads that work on one query together, at most
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The thread's number, read where it is used. Compilers take whatever depends on it alone out of every loop of a kernel at
@@ -143,6 +143,13 @@ __device__ inline void signal(unsigned* counter, unsigned arrivals = 1) {
   atomicAdd(counter, arrivals);
 }
 
+// Whether every row can come by the copy engine (cp.async.bulk), whatever the tile stage.
+#if !defined(LDREG_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kBulkCopies = true;
+#else
+constexpr bool kBulkCopies = false;
+#endif
+
 // By every thread that wrote to global memory what another block's copy engine (TMA) is going to read; before a barrier.
 __device__ inline void publish_to_copies() {
 #if !defined(LDREG_SIMT) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -176,6 +183,24 @@ template <class Real>
 __device__ inline Real warp_sum(Real v) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) v += __shfl_xor_sync(kAllLanes, v, lanes);
   return v;
+}
+
+// Sums over the warp of kCount numbers, a power of two: that of number l % kCount to lane l. Lanes give half of their numbers
+// away for each they get, so all together take little longer than one.
+template <int kCount>
+__device__ inline double warp_sums(double (&v)[kCount]) {
+#pragma unroll
+  for (int bit = 1, left = kCount / 2; bit < kCount; bit *= 2, left /= 2) {
+    const bool odd = lane_id() & bit;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const double kept = odd ? v[2 * i + 1] : v[2 * i], given = odd ? v[2 * i] : v[2 * i + 1];
+      v[i] = kept + __shfl_xor_sync(kAllLanes, given, bit);
+    }
+  }
+#pragma unroll
+  for (int lanes = kCount; lanes < kWarp; lanes *= 2) v[0] += __shfl_xor_sync(kAllLanes, v[0], lanes);
+  return v[0];
 }
 
 __device__ inline float warp_max(float v) {

@@ -54,7 +54,7 @@ __device__ __forceinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int
   const Arguments& a = arguments();
   const int round = a.plan.room - a.p.wanted;
   for (int first = 0; first < a.p.N; first += round) {
-    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += kTeam / kWarp) offer<T>(shared, queries, j);
+    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += this_team().warps()) offer<T>(shared, queries, j);
     this_team().sync();
     for (int q = 0; q < queries; ++q) {
       int* words = shared.words();

@@ -27,7 +27,7 @@ __device__ __forceinline__ LidTerms<double> team_lid(int scratch_at, Estimator e
   const double d_k = sqrt(list[k - 1].d2);
   LidSums<double> sums{0, 0};
   if (d_k > 0 && d_k < INFINITY) {
-    for (int j = this_team().thread; j < lid_summed(e, k); j += kTeam) {
+    for (int j = this_team().thread; j < lid_summed(e, k); j += this_team().threads) {
       const LidSums<double> share = lid_share(e, sqrt(list[j].d2), d_k);
       sums.one += share.one, sums.two += share.two;
     }
@@ -40,7 +40,7 @@ template <class Real>
 __device__ __forceinline__ void write_neighbours(TeamShared<Real> shared, int list_at) {
   const Neighbour* list = shared_at<Neighbour>(list_at);
   const Arguments& a = arguments();
-  for (int j = this_team().thread; j < a.r.k; j += kTeam) {
+  for (int j = this_team().thread; j < a.r.k; j += this_team().threads) {
     const double d2 = list[j].d2;
     const int64_t at = int64_t(shared.task().query) * a.r.k + j;
     static_cast<Real*>(a.o.distances)[at] = d2 < INFINITY ? Real(sqrt(d2) / shared.task().unit) : Real(NAN);
@@ -57,11 +57,11 @@ __device__ __forceinline__ double weigh(int scratch_at, const LidTerms<double>& 
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();
   double largest = 0;
-  for (int j = team.thread; j < k; j += kTeam) largest = fmax(largest, fabs(lid_weight(terms, k, j, sqrt(list[j].d2))));
+  for (int j = team.thread; j < k; j += this_team().threads) largest = fmax(largest, fabs(lid_weight(terms, k, j, sqrt(list[j].d2))));
   largest = team_max(team, shared_at<double>(scratch_at), largest);
   if (largest == 0) largest = 1;
   constexpr double kMost = sizeof(Real) == 4 ? 1e38 : 1e300;  // of a weight, where the differences are subnormal
-  for (int j = team.thread; j < n; j += kTeam) {
+  for (int j = team.thread; j < n; j += this_team().threads) {
     const double d = sqrt(list[j].d2);
     double weight = j < k ? lid_weight(terms, k, j, d) : 0.0;
     if (list[j].index & 1) weight -= power == 2 ? terms.near / d : terms.near;
@@ -80,24 +80,27 @@ __device__ __forceinline__ void gather(TeamShared<RealOf<T>> shared, int x_at, i
   const Neighbour* list = shared_at<Neighbour>(list_at);
   constexpr int kColumns = 8;  // of a thread, four by four
   const Arguments& a = arguments();
-  const int c = 4 * this_team().thread;
+  const int c = 4 * this_team().thread, stride = 4 * this_team().threads, columns = kColumns * this_team().threads;
   const Real unit = Real(shared.task().unit);
   Real* grad = static_cast<Real*>(a.o.grad) + int64_t(shared.task().query) * a.p.D;
-  for (int from = 0; from < a.p.D; from += kTeam * kColumns) {
+  for (int from = 0; from < a.p.D; from += columns) {
     Real g[kColumns] = {};
-    for (int j = 0; j < n; ++j) {
-      const Real weight = Real(list[j].d2);
-      if (weight == 0) continue;
-      const T* row = static_cast<const T*>(a.p.y) + (list[j].index >> 1) * a.p.y_stride;
-      Real v[kColumns];
-      load_groups<T, kColumns>(row, from + c, 4 * kTeam, a.p.D, a.p.aligned, v);
-      subtract(x, from + c, 4 * kTeam, unit, shared.task().columns, v);
+    for (int base = 0; base < n; base += kWarp) {
+      const int l = base + lane_id();
+      for (unsigned left = __ballot_sync(kAllLanes, l < n && Real(list[l].d2) != 0); left != 0; left &= left - 1) {
+        const int j = base + __ffs(int(left)) - 1;
+        const Real weight = Real(list[j].d2);
+        const T* row = static_cast<const T*>(a.p.y) + (list[j].index >> 1) * a.p.y_stride;
+        Real v[kColumns];
+        load_groups<T, kColumns>(row, from + c, stride, a.p.D, a.p.aligned, v);
+        subtract(x, from + c, stride, unit, shared.task().columns, v);
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) g[i] += weight * v[i];
+        for (int i = 0; i < kColumns; ++i) g[i] += weight * v[i];
+      }
     }
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const int column = from + c + i / 4 * 4 * kTeam + i % 4;
+      const int column = from + c + i / 4 * stride + i % 4;
       if (column >= a.p.D) continue;
       if (shared.task().power > 0) g[i] += Real(shared.sum()[column]) * Real(of_sum);
       grad[column] = Real(double(g[i]) * factor);
@@ -112,7 +115,7 @@ __device__ inline void write_gradient(const TeamShared<RealOf<T>>& shared, int x
   const Arguments& a = arguments();
   if (!(terms.lid > 0)) {
     RealOf<T>* grad = static_cast<RealOf<T>*>(a.o.grad) + int64_t(shared.task().query) * a.p.D;
-    for (int c = this_team().thread; c < a.p.D; c += kTeam) grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
+    for (int c = this_team().thread; c < a.p.D; c += this_team().threads) grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
     return;
   }
   const double near = terms.near, largest = weigh<RealOf<T>>(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);

@@ -1,6 +1,6 @@
-// Hopper's asynchronous machinery (sm_90a) as thin inline wrappers: mbarriers, tensor copies, warpgroup products.
+// Hopper's asynchronous machinery (sm_90a) as thin inline wrappers: mbarriers, copies, warpgroup products.
 //
-// One PTX instruction or idiom each; the protocol is the kernel's. On every other architecture a wrapper is a trap, so
+// One PTX instruction or idiom each; the protocol is the kernel's. On an architecture without it a wrapper is a trap, so
 // a kernel that only Hopper launches still compiles everywhere; LDREG_HOPPER (0 or 1) lets it drop its body there.
 // Copies and products are the "async proxy": what ordinary stores wrote, or ordinary loads still read, is ordered with
 // them by fence_proxy_async alone. Rows that other blocks wrote in this kernel need it in every writing thread before
@@ -52,28 +52,42 @@ __device__ __forceinline__ int wgmma_column(int s) { return s / 4 * 8 + thread_i
 #define LDREG_HOPPER_ASM(...) __trap()
 #endif
 
+// What is older or lives on: mbarriers and copies by threads since sm_80, the copy engine since sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define LDREG_MBARRIER_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define LDREG_MBARRIER_ASM(...) __trap()
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define LDREG_BULK_ASM(...) asm volatile(__VA_ARGS__)
+#define LDREG_TRY_WAIT "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n\t"
+#else
+#define LDREG_BULK_ASM(...) __trap()
+#define LDREG_TRY_WAIT "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"  // returns at once
+#endif
+
 namespace ldreg::cuda {
 
 // ---------------------------------------------------------------- mbarriers: 8 bytes of shared memory each
 
 // A phase ends after `arrivals` arrivals and all bytes expected in it. The first phase has parity 0. One thread.
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, int arrivals) {
-  LDREG_HOPPER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  LDREG_MBARRIER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
 // Shows its inits to the copy engine, by the thread that made them; __syncthreads then shows them to the block.
 __device__ __forceinline__ void mbarrier_fence_init() {
-  LDREG_HOPPER_ASM("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+  LDREG_BULK_ASM("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Ends the barrier's life, so that its 8 bytes can be something else. One thread, when nobody waits or arrives again.
 __device__ __forceinline__ void mbarrier_invalidate(uint64_t* barrier) {
-  LDREG_HOPPER_ASM("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+  LDREG_MBARRIER_ASM("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // One arrival; what this thread did before is visible to whoever waits for the phase.
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
-  LDREG_HOPPER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+  LDREG_MBARRIER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // As many at once.
@@ -83,7 +97,7 @@ __device__ __forceinline__ void mbarrier_arrive_times(uint64_t* barrier, int tim
 
 // One arrival that also makes the phase wait for `bytes` from copies. Goes before the copies it announces.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes) {
-  LDREG_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  LDREG_BULK_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                    : "memory");
 }
 
@@ -94,9 +108,9 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
   uint32_t done = 0;
   do {
     watchdog.look(barrier, parity);
-    LDREG_HOPPER_ASM(
+    LDREG_MBARRIER_ASM(
         "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n\t"
+        LDREG_TRY_WAIT
         "selp.b32 %0, 1, 0, p;\n\t}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity), "r"(1000000)
@@ -115,8 +129,39 @@ __device__ __forceinline__ void tma_load_2d(const CUtensorMap* map, uint64_t* ba
       : "memory");
 }
 
+// ---------------------------------------------------------------- copies of rows
+
+// `bytes` to `to`, counted at the barrier when they are there; all three multiples of 16. One thread, the copy engine.
+__device__ __forceinline__ void copy_bulk(uint64_t* barrier, void* to, const void* from, int bytes) {
+  LDREG_BULK_ASM("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+// kBytes (4, 8 or 16, and so aligned) to `to`, by this thread.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  if constexpr (kBytes == 16) {
+    LDREG_MBARRIER_ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+                       "l"(__cvta_generic_to_global(from))
+                       : "memory");
+  } else {
+    LDREG_MBARRIER_ASM("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)),
+                       "l"(__cvta_generic_to_global(from)), "n"(kBytes)
+                       : "memory");
+  }
+}
+
+// One arrival, as soon as everything that this thread has copied so has landed.
+__device__ __forceinline__ void mbarrier_arrive_when_copied(uint64_t* barrier) {
+  LDREG_MBARRIER_ASM("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// ---------------------------------------------------------------- order
+
 // Orders this thread's ordinary accesses, to all memory, with those of copies and products, on either side.
-__device__ __forceinline__ void fence_proxy_async() { LDREG_HOPPER_ASM("fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void fence_proxy_async() { LDREG_BULK_ASM("fence.proxy.async;" ::: "memory"); }
 
 // ---------------------------------------------------------------- products, by the four warps of a warpgroup
 
@@ -169,7 +214,7 @@ __device__ __forceinline__ void wgmma_m64n128k16(float (&sum)[64], uint64_t a, u
 // True in one lane of a converged warp. Copies issued under it need no loop over lanes, as under `lane == 0` they do.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected = 0;
-  LDREG_HOPPER_ASM(
+  LDREG_BULK_ASM(
       "{\n\t.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\tselp.b32 %0, 1, 0, p;\n\t}"
       : "=r"(elected)::"memory");
   return elected;

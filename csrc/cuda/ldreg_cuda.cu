@@ -56,6 +56,12 @@ bool aligned(const Call& call, const Tensors& at) {
   return call.D % 4 == 0 && strides && at.x % four == 0 && at.y % four == 0;
 }
 
+// Whether the copy engine can bring rows of y.
+bool bulk(const Call& call, const Tensors& at) {
+  const size_t item = item_size(call.dtype);
+  return call.D * item % 16 == 0 && call.y_stride * item % 16 == 0 && at.y % 16 == 0;
+}
+
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -68,6 +74,7 @@ Problem problem_of(const Call& call) {
   p.B = int(call.B), p.N = int(call.N), p.D = int(call.D);
   p.wanted = call.wanted + call.drop_smallest, p.drop = call.drop_smallest;
   p.exact = call.exact, p.same = call.same;
+  p.item = int(item_size(call.dtype));
   return p;
 }
 
@@ -85,6 +92,7 @@ void put_tensors(const Call& call, const Tensors& at, Arguments& a) {
   a.p.own = at.own_map ? OwnKind::map : at.own_offset >= 0 ? OwnKind::offset : OwnKind::none;
   a.p.own_map = pointer<const int64_t>(at.own_map), a.p.own_offset = at.own_offset;
   a.p.aligned = aligned(call, at);
+  a.p.bulk = bulk(call, at);
   a.r.goal = at.goal;
   a.o = {pointer<void>(at.distances), pointer<int64_t>(at.indices), pointer<void>(at.lid),
          pointer<uint8_t>(at.degenerate), pointer<void>(at.tracked), pointer<void>(at.grad),
@@ -141,7 +149,7 @@ struct Planned::Parts {
     const Cycles cycles{a.p, int(item_size(call.dtype)), limits.blocks};
     if (tiles && pairs == Pairs::counted && call.loop == "auto") tiles = cycles.lists() <= cycles.dense(gradient_rows);
     // Dropping the smallest would make every guess of who is a neighbour off by one.
-    const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= kWidest<16> &&
+    const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= columns_at_once(a.p.D) &&
                       near_power(Estimator(a.r.estimator)) > 0;
     const int64_t budget = call.budget > 0 ? call.budget : kBudget;
     if (tiles) a.plan = make_plan<Real>(a.p, true, sums, limits, budget, pairs, gradient_rows);
@@ -197,7 +205,7 @@ std::vector<std::pair<std::string, int64_t>> Planned::numbers() const {
           {"growth", p.growth},       {"steps", p.steps},         {"teams", p.teams},
           {"together", p.together},   {"query_share", p.query_share}, {"compacting", p.compacting},
           {"narrow", p.narrow},       {"run", p.run},             {"kept", p.kept},
-          {"macros", p.macros},       {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
+          {"macros", p.macros},       {"team_threads", 1 << p.team_shift},       {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
           {"compact_rows", kCompactRows}, {"block", kBlock},      {"blocks", parts_->at.blocks},
           {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.way == Way::hopper}};
 }

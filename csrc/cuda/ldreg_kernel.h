@@ -21,8 +21,8 @@ namespace ldreg::cuda {
 // Where every pair is computed anyway: doubles are never packed, and long lists may be dearer (plan.h).
 struct NoTiles {
   static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = true;
-  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kTogether = 4, kSharedBytes = 0, kKeptColumns = 0,
-                       kDenseThreads = 256, kDenseBytes = DenseShape<double, kDenseThreads>::kBytes;
+  static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kSharedBytes = 0, kKeptColumns = 0, kDenseThreads = 256,
+                       kDenseBytes = DenseShape<double, kDenseThreads>::kBytes;
   static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}
 };
 
@@ -111,9 +111,10 @@ template <class T, class Stage>
 __device__ __forceinline__ void work(Control& control, char* memory) {
   const Arguments& a = arguments();
   for (Job job = control.at.job; job != Job::tiles && job != Job::direct; job = next_job(control)) {
-    unsigned* done = a.s.state + kRowsDone;
+    unsigned* done;
     if (job == Job::rows) {
-      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kTogether>(control.at, control.ticket);
+      if constexpr (sizeof(RealOf<T>) == 4) rows_job<T, Stage::kBulk>(control.at, control.ticket);
+      done = a.s.state + kRowsDone;
     } else {
       done = prepare_job<T>(a, control.at, control.ticket, memory);
     }

@@ -69,24 +69,34 @@ inline int macros_for(int blocks, int64_t room, int in_list) {
   return macros > 1 && blocks / macros >= in_list ? macros : 0;
 }
 
+inline int turn_bytes(const Problem& p, const Plan& plan) { return rows_together(p.D) * plan.row_bytes; }
+
 template <class Real>
 int team_bytes(const Problem& p, const Plan& plan, int together) {
   const int direct = TeamShared<Real>::bytes(together, plan.room, p.D, false);
-  return plan.tiles ? std::max(direct, TeamShared<Real>::bytes(1, plan.room, p.D, plan.sums)) : direct;
+  return plan.tiles ? std::max(direct, plan.ring_at + plan.turns * turn_bytes(p, plan)) : direct;
 }
 
 // As many teams as fit, and queries that share a reference: the first matter more to lists, the second to all pairs.
-// Whether any does.
+// Whether any does. What is left then lengthens the rings.
 template <class Real>
 bool choose_teams(const Problem& p, const Limits& limits, Plan& plan) {
   int best = 0;
-  for (int teams = limits.threads / kTeam; teams >= 1; --teams)
+  plan.team_shift = plan.tiles ? row_team_shift(p.D) : 7;
+  plan.turns = 1, plan.row_bytes = row_bytes(p.D, p.item), plan.chunks = ceil_div(p.D, columns_at_once(p.D));
+  plan.ring_at = TeamShared<Real>::bytes(1, plan.room, p.D, plan.sums);
+  for (int teams = limits.threads >> plan.team_shift; teams >= 1; --teams)
     for (int together = kMostTogether; together >= 1; together /= 2) {
       const int worth = plan.tiles ? 8 * teams + together : teams * together + (together > 1 ? 8 * together : 0);
       if (teams * team_bytes<Real>(p, plan, together) > limits.shared_bytes || worth <= best) continue;
       best = worth, plan.teams = teams, plan.together = together;
     }
-  return best > 0;
+  if (best == 0) return false;
+  if (plan.tiles) {
+    const int room = std::min(limits.shared_bytes / plan.teams - plan.ring_at, kRingBytes / plan.teams);
+    plan.turns = std::clamp(room / turn_bytes(p, plan), 1, kMostTurns);
+  }
+  return true;
 }
 
 // Rounds of a panel of queries and a stretch of references (rounds.h), two of which have room in an eighth of five budgets: all
@@ -126,6 +136,19 @@ inline void check_jobs(const Problem& p, const Plan& plan) {
   if (plan.tiles && tiles >= int64_t(1) << 31)
     throw std::invalid_argument("x has " + std::to_string(p.B) + " rows and y " + std::to_string(p.N) +
                                 ": more pairs than one launch on backend 'cuda' takes; call it for fewer rows at a time");
+}
+
+// Queries that a team takes in a job, at most 8: those with which the last block ends first. A job costs about a fifth of a
+// query besides: ticket, counters, a ring that fills and empties.
+inline int query_share(const Plan& plan, const Limits& limits) {
+  int best = 1;
+  const auto cost = [&](int share) {
+    const int64_t jobs = (plan.panel + int64_t(share) * plan.teams - 1) / (int64_t(share) * plan.teams);
+    return (jobs + limits.blocks - 1) / limits.blocks * (5 * share + 1);
+  };
+  for (int share = 2; share <= 8; ++share)
+    if (cost(share) < cost(best)) best = share;
+  return best;
 }
 
 // `sums`: the gradient is summed while distances are taken.
@@ -205,8 +228,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
   }
   plan.compacting = smaller(limits.threads / kWarp, limits.shared_bytes / compact_bytes(plan.cap));
   choose_rounds(p, p.B, budget, plan);
-  const int64_t each = int64_t(plan.teams) * limits.blocks * 8;  // about eight jobs for every block
-  plan.query_share = int(std::max<int64_t>(1, std::min<int64_t>(8, plan.panel / each)));
+  plan.query_share = query_share(plan, limits);
   return plan;
 }
 

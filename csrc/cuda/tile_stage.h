@@ -11,9 +11,9 @@ namespace ldreg::cuda {
 
 template <class Loop>
 struct TileStage {
-  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = false;
-  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kTogether = 4, kKeptColumns = 0,
-                       kDenseThreads = kThreads, kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
+  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = false, kBulk = kBulkCopies;
+  static constexpr int kThreads = Loop::kThreads, kWidth = 1, kStep = Loop::kStep, kKeptColumns = 0, kDenseThreads = kThreads,
+                       kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
 
   static constexpr int kQueue = 2048;  // hits there is room for at a time
 

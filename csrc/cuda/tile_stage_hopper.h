@@ -26,8 +26,8 @@ namespace ldreg::cuda {
 #endif
 
 struct HopperTileStage {
-  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER, kPairsOnly = false;
-  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kTogether = 1, kDenseThreads = 512,
+  static constexpr bool kLooksAhead = true, kCompiled = LDREG_HOPPER, kPairsOnly = false, kBulk = kCompiled;
+  static constexpr int kThreads = 640, kWidth = 2, kStep = 64, kDenseThreads = 512,
                        kDenseBytes = DenseShape<float, kDenseThreads>::kBytes;
   static constexpr int kMatrixWarps = 16, kSelectionWarps = 3, kBuffers = 2;
   static constexpr int kQueue = 4096;  // hits there is room for at a time

@@ -2,9 +2,10 @@
 //
 // Contract: the functions there. Timing is the worst that PTX allows, in an order that depends on the launch's seed: a
 // box lands late, while somebody waits for an mbarrier, and its destination is NaN until then; a box reads its source
-// when it is issued or when it lands; products read their operands when they are issued or when their group is waited
-// for; sums are NaN from the first product to warpgroup_finish. A broken rule is an error that names the thread. What it
-// does not show: a missing fence_proxy_async, and how tensor cores round (sums here are plain float32 sums).
+// when it is issued or when it lands, and so do rows, brought by the copy engine or by threads; products read their
+// operands when they are issued or when their group is waited for; sums are NaN from the first product to
+// warpgroup_finish. A broken rule is an error that names the thread. What it does not show: a missing fence_proxy_async,
+// and how tensor cores round (sums here are plain float32 sums).
 #pragma once
 
 #include "emulated.h"
@@ -58,6 +59,19 @@ struct Box {
   std::vector<char> data;  // once its source has been read
 };
 
+// Bytes on their way to shared memory that count at an mbarrier, by the copy engine; or those of a thread, and its arrival.
+struct Piece {
+  char* to;
+  const char* from;
+  std::vector<char> data;  // once its source has been read
+  size_t bytes;
+};
+struct Flight {
+  uint32_t barrier;
+  bool engine;
+  std::vector<Piece> pieces;
+};
+
 struct Product {
   uint64_t a, b;
   int accumulate;
@@ -88,6 +102,8 @@ struct Warpgroup {
 struct State : BlockState {
   std::vector<Barrier> barriers;
   std::vector<Box> boxes;
+  std::vector<Flight> flights;
+  std::vector<std::vector<Piece>> copied{blockDim.x};  // by each thread, since it last left its arrival to them
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   int elected = static_cast<int>(detail::random() % 32);
@@ -96,6 +112,9 @@ struct State : BlockState {
 
   const char* unfinished() const override {
     if (!boxes.empty()) return "boxes in flight";
+    if (!flights.empty()) return "rows in flight";
+    for (const auto& pieces : copied)
+      if (!pieces.empty()) return "copies that no arrival follows";
     for (const Warp& warp : warps)
       if (warp.in_flight) return "products in flight";
     for (const Warpgroup& group : warpgroups)
@@ -179,6 +198,40 @@ inline void land_one() {
   Barrier& barrier = barrier_at(box.barrier);
   barrier.expected -= kBoxBytes;
   barrier.issued -= kBoxBytes;
+  detail::progress();
+  settle(barrier);
+}
+
+// ---------------------------------------------------------------- rows
+
+inline Piece piece_of(void* to, const void* from, size_t bytes, size_t alignment, const char* who) {
+  require(reinterpret_cast<uintptr_t>(from) % alignment == 0, "a row that is copied from an address not so aligned");
+  Piece piece{shared_at(address_of(to), bytes, alignment, who), static_cast<const char*>(from), {}, bytes};
+  for (const Flight& flight : state().flights)
+    for (const Piece& other : flight.pieces)
+      require(other.to + other.bytes <= piece.to || piece.to + bytes <= other.to, "two copies in flight to the same place");
+  if (one_in(2)) piece.data.assign(piece.from, piece.from + bytes);
+  cover(piece.to, bytes);
+  return piece;
+}
+
+inline void land_flight() {
+  auto& flights = state().flights;
+  if (flights.empty() || !one_in(8)) return;
+  std::swap(flights[detail::random() % flights.size()], flights.back());
+  Flight flight = std::move(flights.back());
+  flights.pop_back();
+  Barrier& barrier = barrier_at(flight.barrier);
+  for (Piece& piece : flight.pieces) {
+    if (piece.data.empty()) piece.data.assign(piece.from, piece.from + piece.bytes);
+    require_covered(piece.to, piece.bytes);
+    std::memcpy(piece.to, piece.data.data(), piece.bytes);
+    if (flight.engine) barrier.expected -= int(piece.bytes), barrier.issued -= int(piece.bytes);
+  }
+  if (!flight.engine) {
+    require(barrier.pending > 0, "more arrivals at an mbarrier than its phase counts");
+    --barrier.pending;
+  }
   detail::progress();
   settle(barrier);
 }
@@ -311,10 +364,34 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   require(parity < 2, "mbarrier_wait for a parity other than 0 or 1");
   while (barrier_at(address_of(barrier)).phase % 2 == parity) {
     land_one();
+    land_flight();
     yield();
   }
 }
 
+inline void copy_bulk(uint64_t* barrier, void* to, const void* from, int bytes) {
+  detail::switch_point();
+  Barrier& counts = barrier_at(address_of(barrier));
+  require(counts.fenced, "a copy that counts at an mbarrier without mbarrier_fence_init");
+  require(bytes > 0 && bytes % 16 == 0, "cp.async.bulk of bytes that are not a multiple of 16");
+  counts.issued += bytes;
+  require(counts.issued <= counts.expected, "a copy that no mbarrier_arrive_expect_tx has announced");
+  state().flights.push_back({counts.address, true, {piece_of(to, from, size_t(bytes), 16, "cp.async.bulk")}});
+  detail::switch_point();
+}
+
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  state().copied[threadIdx.x].push_back(piece_of(to, from, kBytes, kBytes, "cp.async"));
+}
+
+inline void mbarrier_arrive_when_copied(uint64_t* barrier) {
+  detail::switch_point();
+  auto& pieces = state().copied[threadIdx.x];
+  state().flights.push_back({barrier_at(address_of(barrier)).address, false, std::move(pieces)});
+  pieces.clear();
+}
 
 inline void tma_load_2d(const CUtensorMap* map, uint64_t* barrier, void* to, int column, int row) {
   detail::switch_point();
@@ -384,6 +461,9 @@ using simt::hopper::mbarrier_arrive_times;
 using simt::hopper::mbarrier_arrive_expect_tx;
 using simt::hopper::mbarrier_wait;
 using simt::hopper::tma_load_2d;
+using simt::hopper::copy_bulk;
+using simt::hopper::copy_async;
+using simt::hopper::mbarrier_arrive_when_copied;
 using simt::hopper::fence_proxy_async;
 using simt::hopper::warpgroup_arrive;
 using simt::hopper::warpgroup_commit;
