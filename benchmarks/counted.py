@@ -106,7 +106,9 @@ def reading(path: Path, dtype: str) -> Reading:
 
 
 def times(read: Reading, module: ModuleType, shape: Shape) -> list[StageTime]:
-    return list(stage_times(read, counted_stages.STAGES, works(module, shape)))
+    """Of every stage; nothing where every pair is computed, which has no stages here yet."""
+    there = works(module, shape)
+    return list(stage_times(read, counted_stages.STAGES, there)) if there[0].plan["tiles"] else []
 
 
 def title(shape: Shape) -> str:
@@ -257,7 +259,11 @@ def main() -> int:
             read = reading(path, dtype)
             for chosen in [asked_for(options.shape, options.track)] if options.shape else SHAPES:
                 shape = replace(chosen, dtype=dtype)
-                found = list(rows(options.write or "", options.commit or commit(), shape, times(read, module, shape)))
+                counted = times(read, module, shape)
+                if not counted:
+                    print(f"{title(shape)} {dtype:9} every pair: not counted")
+                    continue
+                found = list(rows(options.write or "", options.commit or commit(), shape, counted))
                 new += found
                 for row in found:
                     print(

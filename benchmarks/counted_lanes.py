@@ -22,6 +22,7 @@ from benchmarks.counted_sass import Instruction
 
 LANES = 32
 WORD = (1 << 32) - 1
+FAR = 4000  # entries of blocks: an address that comes from farther away is not known
 OPERAND = re.compile(r"desc\[[^]]*\]|c\[[^]]*\]\[[^]]*\]|\[[^]]*\]|[^,\s][^,]*")
 REGISTER = re.compile(r"U?R(?:\d+|Z)")
 NO_RESULT = re.compile(
@@ -134,6 +135,12 @@ class LaneWalk:
                 heappush(todo, place)
 
         while todo or len(self.at_entry) > taken:
+            if len(self.at_entry) - self.settled > FAR:
+                for entry in islice(list(self.at_entry), self.settled, None):
+                    self.at_entry[entry] = None
+                self.results.clear()
+                taken = len(self.at_entry)
+                break
             for register, block in islice(self.at_entry, taken, None):
                 fresh[block].append(register)
                 look_at(block)
@@ -350,6 +357,15 @@ def _sum(opcode: str, v: list[Known]) -> Known:
     return total
 
 
+def _thread(value: Known) -> bool:
+    """Whether this is the thread's number.
+
+    Shifted or masked by what only the plan knows, it is the number of a team or of a thread in its team: teams are
+    whole warps, so lanes have the former in common, and count up in the latter.
+    """
+    return value is not None and value.exact and value.lanes == tuple(range(value.lanes[0], value.lanes[0] + LANES))
+
+
 def _lea(opcode: str, v: list[Known]) -> Known:
     if ".HI" not in opcode:
         return _add(_times(v[0], _apply(lambda s: 1 << s, v[2])), v[1])
@@ -363,6 +379,8 @@ def _shift(opcode: str, v: list[Known]) -> Known:
         return _times(v[0], _apply(lambda s: 1 << s, v[1]))
     if ".R" in opcode and ".HI" in opcode and v[0] == constant(0):
         signed = ".S32" in opcode
+        if _thread(v[2]) and v[1] is not None and not v[1].exact:
+            return UNIFORM
         return _apply(lambda s, a: (_signed(a) if signed else a) >> s, v[1], v[2])
     return None
 
@@ -377,6 +395,10 @@ def _logic(opcode: str, v: list[Known]) -> Known:
             total |= term
         return total
 
+    threads = [value for value in v[:3] if _thread(value)]
+    threads = [value for value in v[:3] if _thread(value)]
+    if len(threads) == 1 and any(value is not None and value.uniform and not value.exact for value in v[:3]):
+        return relative(threads[0].lanes) if threads[0] else None
     return _apply(bits, *v[:3])
 
 

@@ -3,7 +3,8 @@
 Loops are the natural ones: a branch back to a block that dominates it, with everything that reaches that branch
 without passing the block. What a trip costs is counted along a path from the loop's head back to it, inner loops left
 out (they are counted by themselves): `longest` takes whatever work a trip may do, `shortest` goes round all that can
-be skipped. Code that only diverged warps run (BRA.DIV, far out of line) is not reached.
+be skipped. Code that only diverged warps run (BRA.DIV, far out of line) is not reached;
+a function called is code beside the loop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 
 from benchmarks.counted_sass import Instruction, Kernel
 
-ENDS = {"BRA", "BRX", "EXIT", "RET", "JMP"}
+ENDS = {"BRA", "BRX", "EXIT", "RET", "JMP", "CALL"}
 
 
 @dataclass
@@ -234,9 +235,9 @@ def _blocks(code: list[Instruction]) -> Iterator[Block]:
     for start, end in zip(bounds, [*bounds[1:], len(code)], strict=True):
         block = Block(code[start:end])
         last = block.code[-1]
-        if last.name in ("BRA", "BRX", "JMP") and not last.opcode.startswith("BRA.DIV"):
+        if last.name in ("BRA", "BRX", "JMP", "CALL") and not last.opcode.startswith("BRA.DIV"):
             block.after += [number[target] for target in last.targets]
-        if end < len(code) and not (last.name in ENDS and always(last)):
+        if end < len(code) and not (last.name in ENDS - {"CALL"} and always(last)):
             block.after.append(number[end])
         yield block
 

@@ -67,10 +67,10 @@ class Segment:
     """Jobs of one kind, as the plan's schedule has them."""
 
     job: str
-    jobs: int
+    jobs: int  # or tiles
     panel: int = 0
     step: int = 0
-    met: int = 0
+    met: int = 0  # meetings before the step, and after it
     meets: int = 0
 
 
@@ -83,11 +83,9 @@ class Work:
     segment: Segment
 
     def held(self, meets: int) -> int:
-        """References that a query has been held against."""
-        blocks = math.ceil(self.shape.N / self.plan["block"])
-        if meets == 0:
-            return 0
-        return min(self.shape.N, self.plan["block"] * (min(2 * meets - 1, blocks) if self.plan["symmetric"] else meets))
+        """References that a query has been held against; symmetric, it is met as well as meeting."""
+        blocks = 2 * meets - 1 if self.plan["symmetric"] else meets
+        return min(self.shape.N, self.plan["block"] * max(blocks, 0))
 
     @property
     def kept(self) -> float:
@@ -131,6 +129,7 @@ class Part:
     function: str  # most of the loop is this function, or inlined into it
     holds: str  # an instruction of the loop's own, as a pattern
     times: Callable[[Work], Times]
+    lacks: str = ""  # an instruction it must not have
     per: str = ""  # what `times` counts: instructions that match, else trips
     under: str = ""  # a function that all of this is inlined into
     avoid: str = ""  # blocks with this are not run: unaligned rows, underflow
@@ -224,6 +223,7 @@ class Reading:
                 inside
                 and any(not other.waits for other in loop.inner) == part.outer
                 and any(pattern.match(instruction.text) for instruction in loop.code)
+                and not (part.lacks and any(re.match(part.lacks, instruction.text) for instruction in loop.code))
             ):
                 found.append(loop)
         return found

@@ -22,10 +22,10 @@ INLINED = 0x90  # NVIDIA's extended opcode: row of the call, offset of the funct
 LINE = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[T\d]+)\s+)?"
     r"(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*)"
-    r"|^(?P<label>\.L_x?_?\d+):",
+    r"|^(?P<label>\.L_x?_?\d+|\$\S+):",  # of a branch, of a function that is called
     re.M,
 )
-TARGET = re.compile(r"`\((\.L_x?_?\d+)\)|(\.L_x?_?\d+)")
+TARGET = re.compile(r"`\((\.L_x?_?\d+|\$[^)]+)\)|(\.L_x?_?\d+)")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from benchmarks.counted_model import Part, Stage, Times, Work, spread
 
 WARP = 32
+RANKED = 128  # entries that are sorted by counting, in team.h
 HALVINGS = 16  # of split_keys: 8 through the exponents that keys span, and 8 to tell 64 of a few hundred apart
-QUEUE = 256  # of a warp, in tile.h
+QUEUE = 4096  # of a block, in tile_stage_hopper.h
+IN_L2 = 50e6  # bytes that L2 keeps of what is read at random
 UNALIGNED = r"LDG\.E(\.U16)? R\d+, desc"  # single features
 
 
@@ -62,48 +64,68 @@ PACK = Stage(
             "pack a row",
             "pack_rows",
             VECTOR,
-            lambda w: spread(rows_of(w, "pack_rows"), warps(w), vectors(w)),
+            lambda w: spread(rows_of(w, "pack_rows"), warps(w), 2 * vectors(w)),  # the row's, and the centre's
             per=VECTOR,
             avoid=UNALIGNED,
-            near=r"LD\.E",  # the centre
         ),
         Part("end of a row", "pack_rows", r"SHFL", lambda w: spread(rows_of(w, "pack_rows"), warps(w)), outer=True),
     ),
     loaded=lambda w: (
         rows_of(w, "pack_rows") * w.shape.D * (w.shape.item + 4 + 2)
     ),  # the row, the centre, the packed row
-    memory=lambda w: (
-        w.segment.jobs * w.plan["pack_rows"] * w.shape.D * w.shape.item if w.shape.N * w.shape.D > 1 << 23 else 0.0
-    ),
+    memory=lambda w: packed_again(w),
 )
+
+
+def packed_again(work: Work) -> float:
+    """Bytes of the rows, where the scan has not left them in L2."""
+    size = work.shape.D * work.shape.item
+    return work.segment.jobs * work.plan["pack_rows"] * size if work.shape.N * size > IN_L2 else 0.0
+
 
 # ------------------------------------------------------------------------------------------------- tiles
 
 MATRIX_WARPS, SELECTION_WARPS = 16, 3
 
 
-def products(work: Work) -> float:
-    """Multiply-adds of a tile."""
-    return work.plan["block"] ** 2 * work.plan["width"] * work.plan["columns"]
+def width(work: Work) -> int:
+    """Blocks of references in a tile of the step."""
+    return 1 if work.segment.step < work.plan["narrow"] else work.plan["width"]
+
+
+def tile(work: Work) -> int:
+    """Pairs of a tile."""
+    return work.plan["block"] ** 2 * width(work)
 
 
 def directions(work: Work) -> int:
     return 2 if work.plan["symmetric"] else 1
 
 
-def hit(work: Work) -> float:
-    """Chance that a product of one of a warp's 32 lanes passes."""
-    return 1 - (1 - work.rate) ** WARP
+def each_tile(times: Callable[[Work], float], workers: int = MATRIX_WARPS) -> Callable[[Work], Times]:
+    """`times` of every one of so many warps, for a tile."""
+    return lambda work: spread(workers, workers, times(work))
 
 
-def windows(work: Work) -> float:
-    """Times that a warp goes through its products to fill its queue."""
-    return math.ceil(work.rate * 64 * WARP / QUEUE) if work.rate > 0.1 else 1
+def later(work: Work) -> float:
+    """1 but for the first step, which has no thresholds."""
+    return 0.0 if work.segment.met == 0 else 1.0
 
 
-def drained(work: Work) -> float:
-    """Hits of a tile and direction that the selecting warps append."""
-    return min(work.rate * work.plan["block"] ** 2 * work.plan["width"], MATRIX_WARPS * QUEUE)
+def hits(work: Work) -> float:
+    """Of a tile and direction."""
+    return later(work) * work.rate * tile(work)
+
+
+def windows(work: Work) -> int:
+    """Times that hits fill the queue."""
+    return math.ceil(hits(work) / QUEUE)
+
+
+def loaded(work: Work) -> float:
+    """Bytes of a tile; queries that are kept come once in a run of tiles."""
+    block = work.plan["block"] * work.plan["columns"] * 2
+    return block * ((1 / work.plan["run"] if work.plan["kept"] else 1) + width(work))
 
 
 TILES = Stage(
@@ -114,16 +136,27 @@ TILES = Stage(
             "product",
             "multiply",
             r"HGMMA",
-            lambda w: spread(MATRIX_WARPS, MATRIX_WARPS, 4 * w.plan["columns"] / 64),
+            each_tile(lambda w: 4 * w.plan["columns"] / 64),
             per=r"HGMMA",
             phase="product",
         ),
         Part(
-            "sides and filter",
+            "sides, and which pass",
             "multiply",
             r"BAR",
-            lambda w: spread(MATRIX_WARPS, MATRIX_WARPS),
-            done=lambda w: 0.1 if w.segment.step == 0 else 1.0 if w.plan["symmetric"] else 0.55,
+            each_tile(later),
+            avoid=r"STG",  # of the first step
+            done=lambda w: directions(w) / 2,
+            outer=True,
+            phase="filter",
+        ),
+        Part(
+            "sides, and keys of the first step",
+            "multiply",
+            r"BAR",
+            each_tile(lambda w: 1 - later(w)),
+            avoid=r"POPC|VOTE",  # of later ones
+            done=lambda w: directions(w) / 2,
             outer=True,
             phase="filter",
         ),
@@ -131,9 +164,9 @@ TILES = Stage(
             "hits to the queue",
             "push_hits",
             r"STS",
-            lambda w: spread(MATRIX_WARPS, MATRIX_WARPS, windows(w) * directions(w)),
+            each_tile(lambda w: windows(w) * directions(w)),
             under="multiply",
-            done=hit,
+            done=lambda w: 1 - (1 - w.rate) ** (4 * WARP),  # four products of 32 lanes go together
             outer=True,
             phase="filter",
             pattern=8,
@@ -142,7 +175,7 @@ TILES = Stage(
             "full queues to the lists",
             "drain",
             r"ATOM",
-            lambda w: spread(MATRIX_WARPS, MATRIX_WARPS, (windows(w) - 1) * directions(w) * QUEUE / WARP),
+            each_tile(lambda w: max(windows(w) - 1, 0) * directions(w) * QUEUE / (MATRIX_WARPS * WARP)),
             per=r"ATOM",
             under="multiply",
             phase="filter",
@@ -152,15 +185,16 @@ TILES = Stage(
             "queues to the lists",
             "drain",
             r"ATOM",
-            lambda w: spread(SELECTION_WARPS, SELECTION_WARPS, drained(w) * directions(w) / (SELECTION_WARPS * WARP)),
+            each_tile(lambda w: min(hits(w), QUEUE) * directions(w) / (SELECTION_WARPS * WARP), SELECTION_WARPS),
+            per=r"ATOM",
             under="select",
             phase="selection",
             pattern=8,
         ),
     ),
-    loaded=lambda w: (1 + w.plan["width"]) * w.plan["block"] * w.plan["columns"] * 2,
+    loaded=loaded,
     copied=True,
-    multiplied=products,
+    multiplied=lambda w: tile(w) * w.plan["columns"],
     beside=("selection",),
 )
 
@@ -177,19 +211,26 @@ def compacted(each: float = 1.0, entries: bool = True) -> Callable[[Work], Times
     return times
 
 
-LIST = r"LD\.E"
-
 COMPACT = Stage(
     "compact",
     ("compact",),
     (
-        Part("keys of a list", "compact_list", r"STS", compacted(), per=r"STS"),
-        Part("range of the keys", "split_keys", r"VIMNMX|VIADDMNMX", compacted(), per=r"LDS"),
-        Part("halve", "split_keys", r"REDUX", compacted(HALVINGS, entries=False), outer=True),
-        Part("count below", "split_keys", r"LDS", compacted(HALVINGS), per=r"LDS"),
-        Part("largest error", "compact_list", r"FMNMX", compacted(), per=r"LDS"),
-        Part("keep what passes", "compact_list", r"VOTE|POPC", compacted(), per=r"VOTE"),
-        Part("a list", "compact_list", r"MUFU", compacted(entries=False), outer=True),
+        # A candidate, and what is known of it.
+        Part("candidates of a list", "compact_list", r"LDG?\.", compacted(2), per=r"LDG?\.", pattern=4),
+        Part("range of the keys", "split_keys", r"VIMNMX", compacted(), per=r"LDS", pattern=4),
+        Part(
+            "halve",
+            "split_keys",
+            r"REDUX",
+            compacted(HALVINGS, entries=False),
+            outer=True,
+            done=lambda w: 0.5,
+            pattern=4,
+        ),
+        Part("count below", "split_keys", r"LDS", compacted(HALVINGS), lacks=r"VIMNMX", per=r"LDS", pattern=4),
+        Part("largest error", "compact_list", r"FMNMX", compacted(3), per=r"LDS", pattern=4),  # key, slack, residual
+        Part("keep what passes", "compact_list", r"VOTE", compacted(), per=r"VOTE", pattern=4),
+        Part("a list", "compact_list", r"MUFU", compacted(entries=False), outer=True, pattern=4),
     ),
     loaded=lambda w: rows_of(w, "compact_rows") * w.listed * (8 + 8),
 )
@@ -197,8 +238,12 @@ COMPACT = Stage(
 # ------------------------------------------------------------------------------------------------- rows
 
 
+def team_threads(work: Work) -> int:
+    return work.plan["team_threads"]
+
+
 def team_warps(work: Work) -> int:
-    return work.plan["team_threads"] // WARP
+    return team_threads(work) // WARP
 
 
 def queries(work: Work) -> int:
@@ -211,84 +256,109 @@ def by_teams(each: Callable[[Work], float]) -> Callable[[Work], Times]:
     return lambda work: spread(queries(work), work.plan["teams"], each(work), team_warps(work))
 
 
-def pieces(work: Work) -> int:
-    """Reads of four features a thread, that a row takes a team."""
-    return math.ceil(work.shape.D / (4 * work.plan["team_threads"]))
+def chunks(work: Work) -> int:
+    """Pieces of a row that a team holds at once."""
+    return math.ceil(work.shape.D / ((8 if narrow(work) else 16) * team_threads(work)))
 
 
-def pairs(work: Work) -> float:
-    """Compared by a warp in two sorts of a list, the second of which finds it all but sorted by keys."""
-    size = 2 ** math.ceil(math.log2(max(work.kept, 2)))
+def narrow(work: Work) -> bool:
+    """Whether a turn is of four references, not two: ring.h."""
+    return work.shape.D <= 512
+
+
+def compared(work: Work) -> float:
+    """By a warp in two sorts of a list: all with all up to a length, else a network; team.h."""
+    n = work.kept
+    if n <= RANKED:
+        return 2 * math.ceil(n / team_threads(work)) * n
+    size = 2 ** math.ceil(math.log2(n))
     passes = math.log2(size) * (math.log2(size) + 1) / 2
-    return 2 * passes * size / 2 / work.plan["team_threads"]
+    return 2 * passes * size / 2 / team_threads(work)
 
 
-def wide(work: Work) -> bool:
-    return 4 * work.plan["team_threads"] < work.shape.D
-
-
-RARE = r"1\.2676506\d*e\+30|" + UNALIGNED  # squares that would vanish
+RARE = r"1\.2676506\d*e\+30|ELECT|ARRIVE"  # squares that would vanish; what one warp of the team does
+CONVERSION = r"F2F\.F64\.F32"  # four of them a reference and chunk
 
 ROWS = Stage(
     "rows",
     ("rows",),
     (
         Part(
-            "a reference: loads, differences",
+            "a turn: differences",
             "evaluate",
-            VECTOR,
-            by_teams(lambda w: w.kept * pieces(w)),
-            per=VECTOR,
+            CONVERSION,
+            by_teams(lambda w: 4 * w.kept * chunks(w)),
+            per=CONVERSION,
             under="rows_job",
             avoid=RARE,
-            most=wide,
-        ),
-        Part(
-            "a reference: its sum",
-            "evaluate",
-            r"STS\.128",
-            by_teams(lambda w: w.kept * pieces(w)),
-            per=r"STS\.128",
-            under="rows_job",
-            most=wide,
-        ),
-        Part(
-            "a reference: its distance",
-            "evaluate",
-            r"BAR",
-            by_teams(lambda w: w.kept / (1 if wide(w) else 2)),
-            under="rows_job",
+            most=narrow,
             outer=True,
-            most=wide,
         ),
-        Part("a pair of the sorts", "sort", r"LDS\.64", by_teams(pairs), under="rows_job", done=lambda w: 0.5),
+        Part(
+            "a turn: distances and sums",
+            "evaluate",
+            r"SHFL\.IDX",
+            by_teams(lambda w: w.kept),
+            per=r"SHFL\.IDX",
+            under="rows_job",
+            avoid=RARE,
+            most=narrow,
+            outer=True,
+        ),
+        Part(
+            "send for a reference",
+            "fill",
+            r"UBLKCP",
+            lambda w: Times(queries(w) * w.kept * chunks(w), w.plan["query_share"] * w.kept * chunks(w)),
+            under="rows_job",
+        ),
+        Part(
+            "a pair of the sorts, by ranks",
+            "sort_by_rank",
+            r"LDS",
+            by_teams(lambda w: compared(w) if w.kept <= RANKED else 0.0),
+            per=r"LDS\.64",
+            under="rows_job",
+        ),
+        Part(
+            "a pair of the sorts, by a network",
+            "sort",
+            r"STS",
+            by_teams(lambda w: compared(w) if w.kept > RANKED else 0.0),
+            lacks=r"BAR",
+            under="rows_job",
+            done=lambda w: 0.5,
+        ),
         Part(
             "a share of the LID",
             "team_lid",
             r"DFMA",
-            by_teams(lambda w: w.shape.wanted / 128),
+            by_teams(lambda w: w.shape.wanted / team_threads(w)),
             under="rows_job",
-            done=lambda w: 0.1,
+            done=lambda w: 0.5,
         ),
-        Part("weights", "weigh", r"DFMA", by_teams(lambda w: w.kept / 128), under="rows_job", done=lambda w: 0.5),
         Part(
-            "gather: look at a neighbour",
-            "gather",
-            VECTOR,
-            by_teams(lambda w: w.kept * math.ceil(w.shape.D / 1024)),
+            "weights",
+            "weigh",
+            r"DFMA",
+            by_teams(lambda w: w.kept / team_threads(w)),
             under="rows_job",
-            avoid=UNALIGNED,
-            done=lambda w: 0.05,
+            done=lambda w: 0.5,
         ),
-        Part("a query", "rows_job", r"BAR", by_teams(lambda w: 1.0), outer=True, done=lambda w: 0.3),
+        Part("a query", "rows_job", r"BAR", by_teams(lambda w: 1.0), outer=True, done=lambda w: 0.5),
     ),
     loaded=lambda w: queries(w) * (w.kept + 3) * w.shape.D * w.shape.item,
-    memory=lambda w: (
-        0.0
-        if w.shape.N * w.shape.D * w.shape.item < 40e6
-        else w.shape.B * w.kept * w.shape.D * w.shape.item / w.plan["panels"]
-    ),
+    copied=True,
+    memory=lambda w: read_again(w),
 )
+
+
+def read_again(work: Work) -> float:
+    """Bytes of references that come from HBM: by chance in L2, as far as they fit."""
+    size = work.shape.D * work.shape.item
+    rows = min(work.shape.B, work.segment.jobs * queries(work)) * work.kept
+    return rows * size * max(0.0, 1 - IN_L2 / (work.shape.N * size))
+
 
 STAGES = (SCAN, PACK, TILES, COMPACT, ROWS)
 ROOTS = (

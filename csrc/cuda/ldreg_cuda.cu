@@ -204,7 +204,8 @@ std::vector<std::pair<std::string, int64_t>> Planned::numbers() const {
           {"panels", p.panels},       {"chunk", p.chunk},         {"meetings", p.meetings},
           {"growth", p.growth},       {"steps", p.steps},         {"teams", p.teams},
           {"together", p.together},   {"query_share", p.query_share}, {"compacting", p.compacting},
-          {"team_threads", 1 << p.team_shift},    {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
+          {"narrow", p.narrow},       {"run", p.run},             {"kept", p.kept},
+          {"macros", p.macros},       {"team_threads", 1 << p.team_shift},       {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
           {"compact_rows", kCompactRows}, {"block", kBlock},      {"blocks", parts_->at.blocks},
           {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.way == Way::hopper}};
 }
