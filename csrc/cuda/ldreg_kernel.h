@@ -20,7 +20,7 @@ namespace ldreg::cuda {
 
 // Where every pair is computed anyway: doubles are never packed, and long lists may be dearer (plan.h).
 struct NoTiles {
-  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = true;
+  static constexpr bool kLooksAhead = false, kCompiled = true, kPairsOnly = true, kBulk = false;
   static constexpr int kThreads = 256, kWidth = 1, kStep = 64, kSharedBytes = 0, kKeptColumns = 0, kDenseThreads = 256,
                        kDenseBytes = DenseShape<double, kDenseThreads>::kBytes;
   static __device__ void run(const Cursor&, unsigned, TileAt&, char*, const TensorMap*) {}

@@ -57,14 +57,12 @@ struct HopperTileStage {
       (int(sizeof(Shared::queue)) - kMoreBoxes * kBoxBytes - 1024) / int(sizeof(Hit)) / kBuffers;
   static_assert(kControlBytes + kSharedBytes <= 227 << 10, "what a block may have on Hopper");
 
-  // Where a role stands in a ring of buffers; the parity flips at every turn.
-  template <int kCount>
+  // Where a role stands in a ring of two buffers; the parity flips whenever it comes round. One register.
   struct Turn {
-    int at = 0;
-    uint32_t parity = 0;
-    __device__ void advance() {
-      if (++at == kCount) at = 0, parity ^= 1;
-    }
+    unsigned n = 0;
+    __device__ int at() const { return n % kBuffers; }
+    __device__ uint32_t parity() const { return n / kBuffers % 2; }
+    __device__ void advance() { ++n; }
   };
 
   // The same in the ring of boxes.
@@ -156,13 +154,13 @@ struct HopperTileStage {
       }
       ring.advance(1, slots);
     };
-    Turn<kBuffers> record;
+    Turn record;
     uint32_t kept_parity = 1;
     int number = 0, run = at.job == Job::tiles ? schedule.run(at, ticket) : 0;  // the tile of the ticket's, of so many
     bool fresh = true;                                                          // its queries are yet to be loaded
     for (;; record.advance()) {
-      mbarrier_wait(shared.record_empty + record.at, record.parity ^ 1);
-      Record& next = shared.record[record.at];
+      mbarrier_wait(shared.record_empty + record.at(), record.parity() ^ 1);
+      Record& next = shared.record[record.at()];
       next.at = at;
       const bool is_tile = at.job == Job::tiles;
       if (is_tile) next.tile = tile_at(a, at, ticket, number);
@@ -175,7 +173,7 @@ struct HopperTileStage {
         await_tile(a, at, tile);
         fence_proxy_async();  // what other blocks packed is read by copies
       }
-      mbarrier_arrive(shared.record_full + record.at);
+      mbarrier_arrive(shared.record_full + record.at());
       if (!is_tile) return;
       const int x_row = tile.m[0].query_block * kBlock + int(schedule.query_base(at));
       int y_row[kWidth];
@@ -206,11 +204,10 @@ struct HopperTileStage {
   static __device__ __forceinline__ void multiply(const Arguments& a, int group, char* memory, Shared& shared) {
     const int thread = thread_id() - kTeam;
     Place ring;
-    Turn<kBuffers> record, queue;
-    Turn<3> found;
+    Turn record, queue;
     for (;; record.advance()) {
-      mbarrier_wait(shared.record_full + record.at, record.parity);
-      const Record& tile = shared.record[record.at];
+      mbarrier_wait(shared.record_full + record.at(), record.parity());
+      const Record& tile = shared.record[record.at()];
       if (tile.at.job != Job::tiles) return;
       float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
       const bool there = tile.tile.m[0].there, mine = tile.tile.m[group / 2].there;
@@ -248,9 +245,9 @@ struct HopperTileStage {
       if (thread < kWidth * kBlock) put_side(a, tile.tile, side, thread, shared.columns);
       else if (thread < kSides) put_side(a, tile.tile, side, thread - kWidth * kBlock, shared.rows);
       matrix_barrier();
-      round<false>(a, tile.tile, thread, sum, shared, queue, found);
-      if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue, found);
-      const int through = __shfl_sync(kAllLanes, record.at, 0);  // else ptxas keeps the barrier's address, on the stack
+      round<false>(a, tile.tile, thread, sum, shared, queue);
+      if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue);
+      const int through = __shfl_sync(kAllLanes, record.at(), 0);  // else ptxas keeps the barrier's address, on the stack
       if (lane_id() == 0) mbarrier_arrive(shared.record_empty + through);
     }
   }
@@ -288,21 +285,20 @@ struct HopperTileStage {
   // reads the sides any more for it.
   template <bool kBack>
   static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, int thread,
-                                               const float (&sum)[Layout::kSums], Shared& shared, Turn<kBuffers>& queue,
-                                               Turn<3>& found) {
+                                               const float (&sum)[Layout::kSums], Shared& shared, Turn& queue) {
     const Meeting& m = tile.m[Layout::group() / 2];
     Hits hits;
     if (kBack ? m.back : m.there) {
       if (tile.first_step) place_keys<Layout, kBack>(a, tile, shared.rows, shared.columns, sum);
       else hits = find_hits<Layout, kBack>(shared.rows, shared.columns, sum);
     }
-    int place = reserve(hits, shared.found + found.at);
+    int* found = shared.found + queue.n % 3;
+    int place = reserve(hits, found);
     matrix_barrier();
-    int n = shared.found[found.at];
-    found.advance();
-    if (thread == 0) shared.found[(found.at + 1) % 3] = 0;  // the last round's: everyone has read it
-    mbarrier_wait(shared.queue_empty + queue.at, queue.parity ^ 1);
-    Hit* hit = queue_of(a, shared, queue.at);
+    int n = *found;
+    if (thread == 0) shared.found[(queue.n + 2) % 3] = 0;  // the last round's: everyone has read it
+    mbarrier_wait(shared.queue_empty + queue.at(), queue.parity() ^ 1);
+    Hit* hit = queue_of(a, shared, queue.at());
     while (n > 0) {
       const int room = queue_room(a);
       push_hits<Layout>(sum, hits, kBack, place, hit, room);
@@ -312,30 +308,30 @@ struct HopperTileStage {
       matrix_barrier();
       n -= room, place -= room;
     }
-    if (thread == 0) shared.count[queue.at] = n;
+    if (thread == 0) shared.count[queue.at()] = n;
     __syncwarp();
-    if (lane_id() == 0) mbarrier_arrive(shared.queue_full + queue.at);
+    if (lane_id() == 0) mbarrier_arrive(shared.queue_full + queue.at());
     queue.advance();
   }
 
   // Three warps.
   static __device__ __forceinline__ void select(const Arguments& a, Shared& shared) {
     const int thread = thread_id() - kWarp, threads = kSelectionWarps * kWarp;
-    Turn<kBuffers> record, queue;
+    Turn record, queue;
     for (;; record.advance()) {
-      mbarrier_wait(shared.record_full + record.at, record.parity);
-      const Record& tile = shared.record[record.at];
+      mbarrier_wait(shared.record_full + record.at(), record.parity());
+      const Record& tile = shared.record[record.at()];
       if (tile.at.job != Job::tiles) return;
       for (int r = 0; r < (a.plan.symmetric ? 2 : 1); ++r, queue.advance()) {
-        mbarrier_wait(shared.queue_full + queue.at, queue.parity);
-        drain<4>(a, tile.tile, queue_of(a, shared, queue.at), shared.count[queue.at], thread, threads);
+        mbarrier_wait(shared.queue_full + queue.at(), queue.parity());
+        drain<4>(a, tile.tile, queue_of(a, shared, queue.at()), shared.count[queue.at()], thread, threads);
         __syncwarp();
-        if (lane_id() == 0) mbarrier_arrive(shared.queue_empty + queue.at);
+        if (lane_id() == 0) mbarrier_arrive(shared.queue_empty + queue.at());
       }
       named_barrier(kSelectionBarrier, threads);
       if (thread == 0) tile_done(a, tile.at, tile.tile);
       __syncwarp();
-      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at);
+      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at());
     }
   }
 };
