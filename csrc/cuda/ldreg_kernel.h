@@ -141,7 +141,7 @@ __device__ __forceinline__ void work_directly(Control& control) {
 }
 
 template <class T, class Stage>
-__device__ inline void ldreg_block(const Arguments& given) {
+__device__ __forceinline__ void ldreg_block(const Arguments& given) {
   Control& control = *reinterpret_cast<Control*>(shared_memory());
   char* memory = shared_memory() + kControlBytes;
   for (int i = thread_id(); i < int(sizeof(Arguments) / sizeof(int)); i += Stage::kThreads)
