@@ -85,7 +85,7 @@ def append(c, dot, norm, slack, residual, limit, reach, slot, position, own, C: 
     """
     PAIRS: tl.constexpr = dot.shape[0] * dot.shape[1]
     shifted = norm - slack
-    if INTERPRET or PACK * 32 * C.num_warps != PAIRS:
+    if INTERPRET or not C.in_place or PACK * 32 * C.num_warps != PAIRS:
         key = norm[None, :] - 2 * dot
         passes = shifted[None, :] - 2 * dot - residual[None, :] * reach[:, None] <= limit[:, None]
         passes = passes & (position[None, :] != own[:, None])
@@ -95,7 +95,7 @@ def append(c, dot, norm, slack, residual, limit, reach, slot, position, own, C: 
         tl.store(c.key + at, sortable(key), mask=passes)
         tl.store(c.position + at, position[None, :] + tl.zeros(dot.shape, tl.int32), mask=passes)
     else:
-        operands = (dot, shifted[None, :], -residual[None, :], limit[:, None], reach[:, None], norm[None, :])
-        operands += (slot[:, None], position[None, :], own[:, None], C.cap)
-        operands += (c.count.to(tl.int64), c.key.to(tl.int64), c.position.to(tl.int64))
-        tl.inline_asm_elementwise(STATEMENT, CONSTRAINTS, operands, tl.int32, False, PACK)
+        numbers = (dot, shifted[None, :], -residual[None, :], limit[:, None], reach[:, None], norm[None, :])
+        integers = (slot[:, None], position[None, :], own[:, None], C.cap)
+        lists = (c.count.to(tl.int64), c.key.to(tl.int64), c.position.to(tl.int64))
+        tl.inline_asm_elementwise(STATEMENT, CONSTRAINTS, numbers + integers + lists, tl.int32, False, PACK)

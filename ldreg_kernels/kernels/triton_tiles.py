@@ -115,7 +115,8 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
 
         if C.append:
             own = tl.load(c.own + slot, mask=live, other=-1)
-            # In pieces, each of as many pairs of a thread as `append` looks at together.
+            # In pieces, each of as many pairs of a thread as `append` looks at together; every pair needs its place in
+            # a register.
             start = first + (within // high) * BLOCK_N
             left, right = _halves(dot)
             for half in tl.static_range(2):
@@ -123,7 +124,7 @@ def ldreg_tiles(p, s, a, c, panel, panel_end, first, last, base, C: tl.constexpr
                 for quarter in tl.static_range(2):
                     part = near if quarter == 0 else far
                     at = start + (2 * half + quarter) * (BLOCK_N // 4)
-                    if BLOCK_N > 128:
+                    if BLOCK_N > 128 or not C.in_place:
                         one, other = _halves(part)
                         _append(a, c, one, slot, at, last, live, own, C)
                         _append(a, c, other, slot, at + BLOCK_N // 8, last, live, own, C)

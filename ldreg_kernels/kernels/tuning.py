@@ -22,6 +22,7 @@ class Blocks:
     tile_n: int = 128
     tile_d: int = 64
     stages: int = 3
+    in_place: bool = False  # pairs that pass are appended from the registers they are in, see triton_append.py
     # every pair by differences
     direct_b: int = 16
     direct_n: int = 32
@@ -99,6 +100,7 @@ class Entry:
 
 
 ANY = 1 << 62
+SQUARE = {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}
 # First match wins. The tile is wide where the keys only have to be stored, and square where they are filtered too. On
 # Blackwell the wide one spills: its sums come from tensor memory all at once. On Ampere the square one spills
 # a few bytes where the keys go to a slab.
@@ -106,9 +108,9 @@ TABLE = (
     # Consumer Blackwell has the shared memory of its Ampere.
     Entry(120, 8192, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 3, "rows": 1}),
     Entry(120, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
-    Entry(100, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
+    Entry(100, ANY, SQUARE),
     Entry(90, 8192, {"tile_b": 128, "tile_n": 256, "tile_d": 64, "stages": 3, "together": 4, "ahead": 2}),
-    Entry(90, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 64, "stages": 4, "append": True}),
+    Entry(90, ANY, SQUARE | {"in_place": True, "together": 4, "ahead": 2}),  # which spills on Ampere
     Entry(80, 8192, {"tile_b": 128, "tile_n": 64, "tile_d": 64, "stages": 4, "rows": 1}),
     Entry(80, ANY, {"tile_b": 128, "tile_n": 128, "tile_d": 32, "stages": 4, "append": True}),
 )
@@ -147,8 +149,7 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
     chosen = {
         "rows": rows,
         "row_d": row_d,
-        "together": min(table.get("together", 1 if append else 2), 4 * numbers // (rows * row_d)) if tiles else 2,
-        "ahead": table.get("ahead", 1) if tiles and row_d >= shape.D else 1,
+        "together": 1 if append else 2,
         "sort": 32,
         "select": select,
         "select_rows": max(1, 4096 // select),
@@ -159,7 +160,10 @@ def fitted(shape: Shape, path: str, table: dict[str, Any]) -> Blocks:
         "pack_rows": 4,
         "append": append,
     }
-    return Blocks(path, **{**table, **chosen})
+    if tiles and row_d >= shape.D:  # else references come by chunks, in a loop that does not fetch ahead
+        chosen["together"] = min(table.get("together", chosen["together"]), 4 * numbers // (rows * row_d))
+        chosen["ahead"] = table.get("ahead", 1)
+    return Blocks(path, **{**table, "ahead": 1, **chosen})
 
 
 def interpreted(shape: Shape, path: str) -> Blocks:

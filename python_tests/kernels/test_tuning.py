@@ -36,7 +36,7 @@ SHAPES = [
     for wanted in sorted({1, min(N, 65), max(1, N // 4 - 1) if N < 10000 else 1024})
     for dtype in ("float32", "bfloat16", "float64")
 ]
-NOT_SIZES = {"path", "num_warps", "stages", "append", "words"}
+NOT_SIZES = {"path", "num_warps", "stages", "append", "in_place", "words"}
 
 
 def named(shape: Shape) -> str:
