@@ -95,6 +95,10 @@ def results(instruction: Instruction) -> list[str]:
     return [f"{found[1]}{int(found[2]) + i}" for i in range(count)]
 
 
+class FarError(RuntimeError):
+    """What is asked for comes from too far away."""
+
+
 class LaneWalk:
     """Values of registers in a kernel, for the warp whose first thread is `thread`."""
 
@@ -118,8 +122,11 @@ class LaneWalk:
         """Of an access to shared memory."""
         block, at = self.place[instruction.address]
         value = self._address(instruction, block, at)
-        while self._settle():
-            value = self._address(instruction, block, at)
+        try:
+            while self._settle():
+                value = self._address(instruction, block, at)
+        except FarError:
+            return None
         return None if value == UNSEEN else value
 
     def _settle(self) -> bool:
@@ -136,11 +143,10 @@ class LaneWalk:
 
         while todo or len(self.at_entry) > taken:
             if len(self.at_entry) - self.settled > FAR:
-                for entry in islice(list(self.at_entry), self.settled, None):
-                    self.at_entry[entry] = None
+                for entry in list(islice(self.at_entry, self.settled, None)):
+                    del self.at_entry[entry]  # another address may do without most of them
                 self.results.clear()
-                taken = len(self.at_entry)
-                break
+                raise FarError
             for register, block in islice(self.at_entry, taken, None):
                 fresh[block].append(register)
                 look_at(block)
@@ -165,8 +171,11 @@ class LaneWalk:
     def active(self, instruction: Instruction, head: int) -> list[bool]:
         """Lanes that get to an instruction from block `head`, as far as conditions on the lane's number tell."""
         lanes = self._active(instruction, head)
-        while self._settle():
-            lanes = self._active(instruction, head)
+        try:
+            while self._settle():
+                lanes = self._active(instruction, head)
+        except FarError:
+            return [True] * LANES
         return lanes
 
     def _active(self, instruction: Instruction, head: int) -> list[bool]:
