@@ -83,6 +83,10 @@ struct HopperTileStage {
   static __device__ int box(int i) { return i < kBoxes ? i * kBoxBytes : kEnd - (i - kBoxes + 1) * kBoxBytes; }
   static __device__ int slots_of(const Arguments& a) { return a.plan.kept > 0 ? kBoxes + kMoreBoxes - a.plan.kept : kBoxes; }
 
+  // The queue is filled once for each direction of a tile.
+  static __device__ int rounds(const Arguments& a) { return a.plan.symmetric ? 2 : 1; }
+  static __device__ Turn queue_turn(const Arguments& a, Turn record, int round) { return {record.n * rounds(a) + round}; }
+
   static __device__ int queue_room(const Arguments& a) { return a.plan.kept > 0 ? kKeptQueue : kQueue; }
   static __device__ Hit* queue_of(const Arguments& a, Shared& shared, int buffer) {
     return shared.queue[0] + buffer * queue_room(a);
@@ -202,9 +206,8 @@ struct HopperTileStage {
 
   // Four warpgroups.
   static __device__ __forceinline__ void multiply(const Arguments& a, int group, char* memory, Shared& shared) {
-    const int thread = thread_id() - kTeam;
     Place ring;
-    Turn record, queue;
+    Turn record;
     for (;; record.advance()) {
       mbarrier_wait(shared.record_full + record.at(), record.parity());
       const Record& tile = shared.record[record.at()];
@@ -212,7 +215,7 @@ struct HopperTileStage {
       float sum[Layout::kSums] = {};  // else the registers would count as in use since the last tile, through every call
       const bool there = tile.tile.m[0].there, mine = tile.tile.m[group / 2].there;
       Known side;
-      if (there) side = look_up(a, tile.tile, thread);  // under way while the product is
+      if (there) side = look_up(a, tile.tile);  // under way while the product is
       if (there && a.plan.kept > 0) mbarrier_wait(&shared.kept, tile.kept);
       for (int c = 0; there && !mine && c < a.plan.columns; c += kStep) {
         await_step(a, shared, ring, group);
@@ -242,17 +245,16 @@ struct HopperTileStage {
       warpgroup_finish(sum);
       if (mine && a.plan.kept == 0) release(a, shared, previous, group);
 
-      if (thread < kWidth * kBlock) put_side(a, tile.tile, side, thread, shared.columns);
-      else if (thread < kSides) put_side(a, tile.tile, side, thread - kWidth * kBlock, shared.rows);
+      put_sides(a, tile.tile, side, shared);
       matrix_barrier();
-      round<false>(a, tile.tile, thread, sum, shared, queue);
-      if (a.plan.symmetric) round<true>(a, tile.tile, thread, sum, shared, queue);
-      const int through = __shfl_sync(kAllLanes, record.at(), 0);  // else ptxas keeps the barrier's address, on the stack
-      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + through);
+      round<false>(a, tile.tile, sum, shared, record);
+      if (a.plan.symmetric) round<true>(a, tile.tile, sum, shared, record);
+      if (lane_id() == 0) mbarrier_arrive(shared.record_empty + record.at());
     }
   }
 
   static constexpr int kMatrixThreads = kMatrixWarps * kWarp, kMatrixBarrier = 8, kSelectionBarrier = 9;
+  static __device__ int matrix_thread() { return thread_id() - kTeam; }
   static __device__ void matrix_barrier() { named_barrier(kMatrixBarrier, kMatrixThreads); }
 
   // Where in the ring a warpgroup's box of references is, in the step that begins at `step`.
@@ -275,17 +277,24 @@ struct HopperTileStage {
   // What the sides of the tile are made of: 384 of the 512 threads look something up. What it waits for has happened: the
   // loader shows a tile to the others only then.
   static constexpr int kSides = (kWidth + 1) * kBlock;
-  static __device__ __forceinline__ Known look_up(const Arguments& a, const TileAt& tile, int thread) {
+  static __device__ __forceinline__ Known look_up(const Arguments& a, const TileAt& tile) {
+    const int thread = matrix_thread();
     if (thread < kWidth * kBlock) return column_known(a, tile, thread);
     if (thread < kSides) return row_known(a, tile, thread - kWidth * kBlock);
     return {};
+  }
+  static __device__ __forceinline__ void put_sides(const Arguments& a, const TileAt& tile, const Known& side, Shared& shared) {
+    const int thread = matrix_thread();
+    if (thread < kWidth * kBlock) put_side(a, tile, side, thread, shared.columns);
+    else if (thread < kSides) put_side(a, tile, side, thread - kWidth * kBlock, shared.rows);
   }
 
   // A round of the queue: hits for the lists of the queries or, if kBack, of the references. After its barrier nobody
   // reads the sides any more for it.
   template <bool kBack>
-  static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, int thread,
-                                               const float (&sum)[Layout::kSums], Shared& shared, Turn& queue) {
+  static __device__ __forceinline__ void round(const Arguments& a, const TileAt& tile, const float (&sum)[Layout::kSums],
+                                               Shared& shared, Turn record) {
+    const Turn queue = queue_turn(a, record, kBack);
     const Meeting& m = tile.m[Layout::group() / 2];
     Hits hits;
     if (kBack ? m.back : m.there) {
@@ -296,7 +305,7 @@ struct HopperTileStage {
     int place = reserve(hits, found);
     matrix_barrier();
     int n = *found;
-    if (thread == 0) shared.found[(queue.n + 2) % 3] = 0;  // the last round's: everyone has read it
+    if (matrix_thread() == 0) shared.found[(queue.n + 2) % 3] = 0;  // the last round's: everyone has read it
     mbarrier_wait(shared.queue_empty + queue.at(), queue.parity() ^ 1);
     Hit* hit = queue_of(a, shared, queue.at());
     while (n > 0) {
@@ -304,25 +313,25 @@ struct HopperTileStage {
       push_hits<Layout>(sum, hits, kBack, place, hit, room);
       if (n <= room) break;
       matrix_barrier();  // a flood: the three warps would take too long
-      drain<2>(a, tile, hit, room, thread, kMatrixThreads);
+      drain<2>(a, tile, hit, room, matrix_thread(), kMatrixThreads);
       matrix_barrier();
       n -= room, place -= room;
     }
-    if (thread == 0) shared.count[queue.at()] = n;
+    if (matrix_thread() == 0) shared.count[queue.at()] = n;
     __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(shared.queue_full + queue.at());
-    queue.advance();
   }
 
   // Three warps.
   static __device__ __forceinline__ void select(const Arguments& a, Shared& shared) {
     const int thread = thread_id() - kWarp, threads = kSelectionWarps * kWarp;
-    Turn record, queue;
+    Turn record;
     for (;; record.advance()) {
       mbarrier_wait(shared.record_full + record.at(), record.parity());
       const Record& tile = shared.record[record.at()];
       if (tile.at.job != Job::tiles) return;
-      for (int r = 0; r < (a.plan.symmetric ? 2 : 1); ++r, queue.advance()) {
+      for (int r = 0; r < rounds(a); ++r) {
+        const Turn queue = queue_turn(a, record, r);
         mbarrier_wait(shared.queue_full + queue.at(), queue.parity());
         drain<4>(a, tile.tile, queue_of(a, shared, queue.at()), shared.count[queue.at()], thread, threads);
         __syncwarp();
