@@ -32,10 +32,10 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void* rows) {
 }
 
 // Where this thread's s-th sum stands among the warpgroup's 64 rows and the 128 columns.
-__device__ __forceinline__ int wgmma_row(int s) {
-  return thread_id() / 32 % 4 * 16 + thread_id() % 32 / 4 + (s >> 1 & 1) * 8;
+__device__ __forceinline__ int wgmma_row(unsigned thread, int s) {
+  return thread / 32 % 4 * 16 + thread % 32 / 4 + (s >> 1 & 1) * 8;
 }
-__device__ __forceinline__ int wgmma_column(int s) { return s / 4 * 8 + thread_id() % 4 * 2 + (s & 1); }
+__device__ __forceinline__ int wgmma_column(unsigned thread, int s) { return s / 4 * 8 + thread % 4 * 2 + (s & 1); }
 
 }  // namespace ldreg::cuda
 

@@ -92,12 +92,20 @@ struct HopperTileStage {
     return shared.queue[0] + buffer * queue_room(a);
   }
 
+  static __device__ int matrix_thread() { return thread_id() - kTeam; }  // the warpgroups come after one of other roles
+
   // Warpgroups stand 2 x 2: 64 rows, and one of the two blocks of references.
   struct Layout {
     static constexpr int kSums = 64, kUnroll = kFours, kFoursOfRow = kFours;
     static __device__ int group() { return warp_id() / 4 - 1; }
-    static __device__ int row() { return group() % 2 * 64 + wgmma_row(0); }
-    static __device__ int column() { return group() / 2 * kBlock + wgmma_column(0); }
+    static __device__ int row() {
+      const unsigned thread = matrix_thread();
+      return thread / kTeam % 2 * 64 + wgmma_row(thread, 0);
+    }
+    static __device__ int column() {
+      const unsigned thread = matrix_thread();
+      return thread / (2 * kTeam) * kBlock + wgmma_column(thread, 0);
+    }
     static __device__ int row_step(int) { return 0; }
     static __device__ int column_step(int four) { return four * 8; }
   };
@@ -254,7 +262,6 @@ struct HopperTileStage {
   }
 
   static constexpr int kMatrixThreads = kMatrixWarps * kWarp, kMatrixBarrier = 8, kSelectionBarrier = 9;
-  static __device__ int matrix_thread() { return thread_id() - kTeam; }
   static __device__ void matrix_barrier() { named_barrier(kMatrixBarrier, kMatrixThreads); }
 
   // Where in the ring a warpgroup's box of references is, in the step that begins at `step`.

@@ -101,7 +101,7 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
     if (lane == 0) mbarrier_arrive(empty + previous);
 
     const int row = tile % row_tiles * kTileRows + (group - 1) * 64, column = tile / row_tiles * kTileColumns;
-    for (int s = 0; s < 64; ++s) out[int64_t(row + wgmma_row(s)) * pitch + column + wgmma_column(s)] = sum[s];
+    for (int s = 0; s < 64; ++s) out[int64_t(row + wgmma_row(thread_id(), s)) * pitch + column + wgmma_column(thread_id(), s)] = sum[s];
   }
 }
 
@@ -161,7 +161,7 @@ void kept_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int columns,
       }
       warpgroup_finish(sum);  // of the run's tile
       for (int s = 0; s < 64; ++s)
-        out[int64_t(row * kTileRows + (group - 1) * 64 + wgmma_row(s)) * pitch + tile * kTileColumns + wgmma_column(s)] = sum[s];
+        out[int64_t(row * kTileRows + (group - 1) * 64 + wgmma_row(thread_id(), s)) * pitch + tile * kTileColumns + wgmma_column(thread_id(), s)] = sum[s];
     }
   }
 }
