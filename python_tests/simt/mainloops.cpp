@@ -1,6 +1,7 @@
 // Checks of the main loops in csrc/cuda on the machine of simt.h: products of small integers have to be exact, whatever
 // the order of threads and the timing of copies and products. `mainloops mma SEED`, `mainloops hopper SEED`,
-// `mainloops kept SEED`: what is wrong goes to stderr. kernels/test_mainloops.py also compiles it with mistakes, which have to be found.
+// `mainloops kept SEED`: what is wrong goes to stderr. kernels/test_mainloops.py also compiles it with mistakes, which have to
+// be found.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -101,7 +102,8 @@ void hopper_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int column
     if (lane == 0) mbarrier_arrive(empty + previous);
 
     const int row = tile % row_tiles * kTileRows + (group - 1) * 64, column = tile / row_tiles * kTileColumns;
-    for (int s = 0; s < 64; ++s) out[int64_t(row + wgmma_row(thread_id(), s)) * pitch + column + wgmma_column(thread_id(), s)] = sum[s];
+    for (int s = 0; s < 64; ++s)
+      out[int64_t(row + wgmma_row(thread_id(), s)) * pitch + column + wgmma_column(thread_id(), s)] = sum[s];
   }
 }
 
@@ -151,7 +153,7 @@ void kept_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int columns,
     for (int tile = 0; tile < run; ++tile) {
       float sum[64];
       for (int step = 0; step < steps; ++step, at.advance()) {
-        mbarrier_wait(full + at.stage, at.parity);
+        mbarrier_wait(&full[at.stage], at.parity);
         const uint64_t a = first_a + unsigned(step) * (kBox >> 4), b = first_b + unsigned(at.stage) * (kBox >> 4);
         warpgroup_arrive();
         for (unsigned k = 0; k < kStep / 16; ++k) wgmma_m64n128k16(sum, a + 2 * k, b + 2 * k, step > 0 || k > 0);
@@ -160,8 +162,9 @@ void kept_tiles(const CUtensorMap& x_map, const CUtensorMap& y_map, int columns,
         if (lane == 0) mbarrier_arrive_times(empty + at.stage, 2);
       }
       warpgroup_finish(sum);  // of the run's tile
+      const int first_row = row * kTileRows + (group - 1) * 64, first_column = tile * kTileColumns;
       for (int s = 0; s < 64; ++s)
-        out[int64_t(row * kTileRows + (group - 1) * 64 + wgmma_row(thread_id(), s)) * pitch + tile * kTileColumns + wgmma_column(thread_id(), s)] = sum[s];
+        out[int64_t(first_row + wgmma_row(thread_id(), s)) * pitch + first_column + wgmma_column(thread_id(), s)] = sum[s];
     }
   }
 }
