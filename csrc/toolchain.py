@@ -42,7 +42,7 @@ ISA_FLAGS = {  # by architecture and file-name suffix
 NVCC_FLAGS = [
     *("-O3", "-DNDEBUG", "-std=c++17", "-cudart=static", "-lineinfo", "--expt-relaxed-constexpr"),
     "-Xptxas=--warn-on-spills",  # no error, since other GPUs may be asked for: for ours, a test looks
-    # The kernel for Hopper fills its registers to the last one. At the default, 5, ptxas loads ahead and spills what it loaded.
+    # The kernel for Hopper fills its registers to the last. At the default, 5, ptxas loads far ahead, and then spills.
     "-Xptxas=--register-usage-level=3",
     *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"),
 ]

@@ -205,7 +205,8 @@ std::vector<std::pair<std::string, int64_t>> Planned::numbers() const {
           {"growth", p.growth},       {"steps", p.steps},         {"teams", p.teams},
           {"together", p.together},   {"query_share", p.query_share}, {"compacting", p.compacting},
           {"narrow", p.narrow},       {"run", p.run},             {"kept", p.kept},
-          {"macros", p.macros},       {"team_threads", 1 << p.team_shift},       {"scan_rows", kScanRows},   {"pack_rows", kPackRows},
+          {"macros", p.macros},       {"team_threads", 1 << p.team_shift},       {"scan_rows", kScanRows},
+          {"pack_rows", kPackRows},
           {"compact_rows", kCompactRows}, {"block", kBlock},      {"blocks", parts_->at.blocks},
           {"threads", parts_->threads},   {"shared_bytes", parts_->at.shared_bytes}, {"hopper", parts_->at.way == Way::hopper}};
 }
@@ -231,7 +232,7 @@ std::vector<Segment> Planned::segments() const {
     return found;
   }
   const Rounds rounds(parts_->a, parts_->a.p.B);
-  for (RoundAt at = rounds.start(); at.round < rounds.rounds(); rounds.seek(at, at.first + at.count))
+  for (RoundAt at = rounds.start(); rounds.rounds() > at.round; rounds.seek(at, at.first + at.count))
     found.push_back({at.select ? "select" : "dense", at.count, 0, at.round, 0, 0});
   return found;
 }

@@ -3,7 +3,7 @@
 // Contract: a list (threshold.h) holds every neighbour of its query and a few more. Their exact distances are taken from the
 // references' own rows, each read once; those nearest by key, nearly always the neighbours, are added to the gradient on
 // the way. Lists were appended to in any order, so they are sorted by (key, index) first where sums depend on it. Rows whose
-// list had no room are left to direct.h.
+// list had no room are left to dense.h.
 #pragma once
 
 #include "estimate.h"

@@ -5,7 +5,7 @@
 //   lower bound  d >= sqrt(q - E) - r_x - r_y        upper bound  d <= sqrt(q + E) + r_x + r_y.
 // T, the upper bound of the k-th smallest key so far, bounds the k-th distance; a reference whose lower bound exceeds T is
 // no neighbour. So every neighbour is among the candidates: the certificate holds by construction. What can fail is the
-// room for candidates; such rows are listed in s.failed and get every pair (direct.h). A threshold only falls, and within
+// room for candidates; such rows are listed in s.failed and get every pair (dense.h). A threshold only falls, and within
 // a step it is fixed, so that the set of candidates is the same on every run; only their order is not.
 // precision="fast": no error bounds, and kFastExtra candidates more than k.
 #pragma once

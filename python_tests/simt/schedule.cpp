@@ -27,7 +27,8 @@ class Walk {
  public:
   Walk(int B, int N, int wanted, bool same, int width, int64_t budget, int multiprocessors, int macros = 0) {
     a_.p.B = B, a_.p.N = N, a_.p.D = 64, a_.p.wanted = wanted, a_.p.same = same, a_.p.exact = true;
-    a_.plan = make_plan<float>(a_.p, true, false, {multiprocessors, 256, 229376, 1000, width, 64, width == 2 ? 512 : 0}, budget);
+    const int kept_columns = width == 2 ? 512 : 0;
+    a_.plan = make_plan<float>(a_.p, true, false, {multiprocessors, 256, 229376, 1000, width, 64, kept_columns}, budget);
     queries_ = ceil_div(B, kBlock), references_ = ceil_div(N, kBlock);
     if (macros) {  // so many, whatever the budget
       a_.plan.run = 1 + macros % 3, a_.plan.macros = macros, a_.plan.once = false, a_.plan.symmetric = true;
@@ -88,7 +89,8 @@ class Walk {
       expect(buffer_.at((int64_t(m.reference_block) * kBlock + schedule.base(at)) / kBlock) == m.reference_block,
              "a buffer holds other references", a_);
       if (a_.plan.macros)
-        expect(buffer_.at(m.query_block + schedule.query_base(at) / kBlock) == m.query_block, "a buffer holds other queries", a_);
+        const int kept = buffer_.at(m.query_block + schedule.query_base(at) / kBlock);
+        expect(kept == m.query_block, "a buffer holds other queries", a_);
       meet(schedule, at, m.query_block, m.reference_block, m.place, at.queries_compacted);
       if (m.back) meet(schedule, at, m.reference_block, m.query_block, m.place_back, at.references_compacted);
     }
@@ -141,7 +143,8 @@ class Walk {
 
   Arguments a_{};
   int queries_, references_, queries_kept_ = -1;
-  unsigned scanned_ = 0, packed_queries_ = 0, packed_[kPackedBuffers] = {}, tiled_[kPackedBuffers] = {}, compacted_ = 0, rows_ = 0;
+  unsigned scanned_ = 0, packed_queries_ = 0, compacted_ = 0, rows_ = 0;
+  unsigned packed_[kPackedBuffers] = {}, tiled_[kPackedBuffers] = {};
   std::vector<unsigned> arrived_, ready_;
   std::vector<std::set<int>> places_;  // of the first step, in a list
   std::vector<std::vector<int>> met_;
@@ -163,7 +166,8 @@ int main() {
             Walk(N, N, wanted, true, width, budget, more == 0 ? 132 : 24).run(), ++walks;
             if (budget == kBudget)
               for (int macros : {2, 3, 5, 8})
-                if (N / kBlock / macros >= std::max(4, 4 * wanted / kBlock)) Walk(N, N, wanted, true, width, budget, more == 0 ? 132 : 24, macros).run(), ++walks;
+                if (N / kBlock / macros >= std::max(4, 4 * wanted / kBlock))
+                  Walk(N, N, wanted, true, width, budget, more == 0 ? 132 : 24, macros).run(), ++walks;
             for (int B : {1, 127, 500, 1300})
               if (blocks % 5 == 0) Walk(B, N, wanted, false, width, budget, more == 0 ? 132 : 24).run(), ++walks;
           }
