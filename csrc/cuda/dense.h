@@ -11,6 +11,8 @@
 // so that both the scalar stores of a row's piece and the vector loads of the products touch every bank once.
 #pragma once
 
+#include <type_traits>
+
 #include "direct.h"
 #include "rounds.h"
 
@@ -31,7 +33,8 @@ struct DenseShape {
 
   struct Shared {
     Real slab[2][kSlab][kRows];
-    Four<Real> parked[kParked ? kQueries * kReferences / 4 : 1][kParked ? kThreads : 1];  // sums of slabs, each its thread's own
+    // Sums of slabs, each its thread's own.
+    Four<Real> parked[kParked ? kQueries * kReferences / 4 : 1][kParked ? kThreads : 1];
     const void* row[kRows];  // of x, then of y
     int number[kRows];       // which rows these are
     Real unit;
@@ -98,7 +101,7 @@ struct DenseTile {
     const Real* column = shared().slab[buffer][4 * group];
     const Real* x_at = column + (at.x ^ 4 * group);
     const Real* y_at = column + (at.y ^ 4 * group);
-#pragma unroll
+#pragma unroll(kFloat ? 4 : 1)
     for (int c = 0; c < 4; ++c) {
       Four<Real> x[kQueries / 4], y[kReferences / 4];
 #pragma unroll
@@ -118,21 +121,27 @@ struct DenseTile {
     }
   }
 
-  // Sums over slabs, four references of a query at a time: in registers, or in shared memory.
-  struct Whole {
-    Real v[Shape::kParked ? 1 : kQueries][kReferences];
-    __device__ Four<Real> get(int q, int r) const {
-      if constexpr (Shape::kParked) return shared().parked[(q * kReferences + r) / 4][thread_id()];
-      else return {v[q][r], v[q][r + 1], v[q][r + 2], v[q][r + 3]};
-    }
+  // Sums of pairs, four references of a query at a time: in registers, or in shared memory.
+  struct InRegisters {
+    Real v[kQueries][kReferences] = {};
+    __device__ Four<Real> get(int q, int r) const { return {v[q][r], v[q][r + 1], v[q][r + 2], v[q][r + 3]}; }
     __device__ void put(int q, int r, const Four<Real>& four) {
-      if constexpr (Shape::kParked) shared().parked[(q * kReferences + r) / 4][thread_id()] = four;
-      else v[q][r] = four.v[0], v[q][r + 1] = four.v[1], v[q][r + 2] = four.v[2], v[q][r + 3] = four.v[3];
+      v[q][r] = four.v[0], v[q][r + 1] = four.v[1], v[q][r + 2] = four.v[2], v[q][r + 3] = four.v[3];
     }
   };
+  struct Parked {
+    __device__ Parked() {
+#pragma unroll
+      for (int i = 0; i < kQueries * kReferences / 4; ++i) shared().parked[i][thread_id()] = {};
+    }
+    static __device__ Four<Real>& at(int q, int r) { return shared().parked[(q * kReferences + r) / 4][thread_id()]; }
+    __device__ Four<Real> get(int q, int r) const { return at(q, r); }
+    __device__ void put(int q, int r, const Four<Real>& four) { at(q, r) = four; }
+  };
+  using OfSlabs = std::conditional_t<Shape::kParked, Parked, InRegisters>;
 
   // A slab's sums join `whole`, and are 0 again.
-  static __device__ __forceinline__ void join(Real (&sum)[kQueries][kReferences], Whole& whole) {
+  static __device__ __forceinline__ void join(Real (&sum)[kQueries][kReferences], OfSlabs& whole) {
 #pragma unroll
     for (int q = 0; q < kQueries; ++q)
 #pragma unroll
@@ -146,8 +155,8 @@ struct DenseTile {
 
   // Sums to the buffer, where `more` are from columns before; they are 0 again. A pair whose squares may have underflowed is
   // left at -0 by the last columns of the first time; the second time adds to those alone, below 0.
-  template <bool kLifted>
-  static __device__ __forceinline__ void flush(Whole& whole, bool more, bool last, const DenseBuffer& to) {
+  template <bool kLifted, class Sums>
+  static __device__ __forceinline__ void flush(Sums& sums, bool more, bool last, const DenseBuffer& to) {
     bool underflow = false;
 #pragma unroll
     for (int q = 0; q < kQueries; ++q)
@@ -158,7 +167,7 @@ struct DenseTile {
         Four<double>& pairs = *global(reinterpret_cast<Four<double>*>(to.data + row * to.pitch + column));
         Four<double> now = {};
         if (more || kLifted) now = pairs;
-        const Four<Real> four = whole.get(q, r);
+        const Four<Real> four = sums.get(q, r);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (kLifted) {
@@ -169,7 +178,7 @@ struct DenseTile {
           if (kFloat && last && now.v[i] < 1e-30) now.v[i] = -0.0, underflow |= !is_own(row, column + i);
         }
         pairs = now;
-        whole.put(q, r, {});
+        sums.put(q, r, {});
       }
     if (underflow) shared().underflow = 1;
   }
@@ -183,12 +192,8 @@ struct DenseTile {
     const Arguments& a = arguments();
     const int slabs = (a.p.D + Shape::kSlab - 1) / Shape::kSlab;
     const DensePlace at = DensePlace::here<Shape>();
-    Real sum[kQueries][kReferences] = {};
-    Whole whole;
-#pragma unroll
-    for (int q = 0; q < kQueries; ++q)
-#pragma unroll
-      for (int r = 0; r < kReferences; r += 4) whole.put(q, r, {});
+    InRegisters sum;
+    [[maybe_unused]] std::conditional_t<kFloat, OfSlabs, int> whole{};  // doubles are added up as they are
     for (int p = 0; p < Shape::kPieces; ++p) {
       Real piece[4];
       fetch(at, p, 0, piece);
@@ -203,12 +208,16 @@ struct DenseTile {
         const bool staging = group < Shape::kPieces && s + 1 < slabs;
         Real piece[4];
         if (staging) fetch(at, group, (s + 1) * Shape::kSlab, piece);
-        add<kLifted>(at, s % 2, group, sum);
+        add<kLifted>(at, s % 2, group, sum.v);
         if (staging) put(at, group, (s + 1) % 2, piece);
       }
       const bool last = s + 1 == slabs;
-      if (kFloat || last) join(sum, whole);
-      if (last || (kFloat && s % Shape::kMost == Shape::kMost - 1)) flush<kLifted>(whole, kFloat && s >= Shape::kMost, last, to);
+      if constexpr (kFloat) {
+        join(sum.v, whole);
+        if (last || s % Shape::kMost == Shape::kMost - 1) flush<kLifted>(whole, s >= Shape::kMost, last, to);
+      } else if (last) {
+        flush<kLifted>(sum, false, true, to);
+      }
       sync();  // the slab has been read, and the next one is there
     }
   }

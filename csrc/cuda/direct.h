@@ -54,7 +54,8 @@ __device__ __forceinline__ void nearest_of_all(TeamShared<RealOf<T>> shared, int
   const Arguments& a = arguments();
   const int round = a.plan.room - a.p.wanted;
   for (int first = 0; first < a.p.N; first += round) {
-    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += this_team().warps()) offer<T>(shared, queries, j);
+    for (int j = first + this_team().warp; j < smaller(first + round, a.p.N); j += this_team().warps())
+      offer<T>(shared, queries, j);
     this_team().sync();
     for (int q = 0; q < queries; ++q) {
       int* words = shared.words();
@@ -87,7 +88,8 @@ __device__ __forceinline__ void direct_job(int job, int rows) {
   const int queries = smaller(a.plan.together, rows - first);
   if (queries <= 0) return;
   const auto query = [&](int q) { return first + q; };
-  const TeamShared<Real> shared{kControlBytes + this_team().id * TeamShared<Real>::bytes(a.plan.together, a.plan.room, a.p.D, false)};
+  const int bytes = TeamShared<Real>::bytes(a.plan.together, a.plan.room, a.p.D, false);
+  const TeamShared<Real> shared{kControlBytes + this_team().id * bytes};
   if (this_team().thread < queries) {
     const int q = this_team().thread;
     int* words = shared.words();

@@ -57,7 +57,8 @@ __device__ __forceinline__ double weigh(int scratch_at, const LidTerms<double>& 
   Neighbour* list = shared_at<Neighbour>(list_at);
   const Team team = this_team();
   double largest = 0;
-  for (int j = team.thread; j < k; j += this_team().threads) largest = fmax(largest, fabs(lid_weight(terms, k, j, sqrt(list[j].d2))));
+  for (int j = team.thread; j < k; j += this_team().threads)
+    largest = fmax(largest, fabs(lid_weight(terms, k, j, sqrt(list[j].d2))));
   largest = team_max(team, shared_at<double>(scratch_at), largest);
   if (largest == 0) largest = 1;
   constexpr double kMost = sizeof(Real) == 4 ? 1e38 : 1e300;  // of a weight, where the differences are subnormal
@@ -115,10 +116,12 @@ __device__ inline void write_gradient(const TeamShared<RealOf<T>>& shared, int x
   const Arguments& a = arguments();
   if (!(terms.lid > 0)) {
     RealOf<T>* grad = static_cast<RealOf<T>*>(a.o.grad) + int64_t(shared.task().query) * a.p.D;
-    for (int c = this_team().thread; c < a.p.D; c += this_team().threads) grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
+    for (int c = this_team().thread; c < a.p.D; c += this_team().threads)
+      grad[c] = terms.degenerate ? RealOf<T>(0) : RealOf<T>(NAN);
     return;
   }
-  const double near = terms.near, largest = weigh<RealOf<T>>(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);
+  const double near = terms.near;
+  const double largest = weigh<RealOf<T>>(shared.scratch_at(), terms, a.r.k, shared.task().power, list_at, n);
   gather<T>(shared, x_at, list_at, n, near / largest, largest * shared.task().unit);
 }
 

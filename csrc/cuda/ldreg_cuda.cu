@@ -188,7 +188,8 @@ std::string Planned::words() const {
   if (!p.tiles && p.dense_rows == 0) return "direct, " + std::to_string(p.together) + " queries together";
   if (!p.tiles)
     return "dense, " + std::to_string(p.dense_rows) + " queries, " + std::to_string(p.dense_references) + " references a round";
-  return std::string(p.symmetric ? "symmetric " : "one-sided ") + (parts_->at.way == Way::hopper ? "wgmma" : "mma") + " tiles, " +
+  const std::string loop = parts_->at.way == Way::hopper ? "wgmma" : "mma";
+  return (p.symmetric ? "symmetric " : "one-sided ") + loop + " tiles, " +
          (p.once     ? "packed at once"
           : p.macros ? "packed in " + std::to_string(p.macros) + " macro-blocks" + (p.kept ? ", queries kept" : "")
                      : "packed in steps") +

@@ -40,8 +40,8 @@ struct Cycles {
 
   double rounds(double jobs) const { return std::ceil(jobs / blocks); }
   double gathered(double rows) const { return rows * p.B * p.D * item / (kBytes * blocks); }
-  // Two instructions for a pair and a column, 128 lanes (64 in double), and a tenth for loads and flushes. The gradient is gathered
-  // afterwards.
+  // Two instructions for a pair and a column, 128 lanes (64 in double), and a tenth for loads and flushes. The gradient is
+  // gathered afterwards.
   double dense(int gradient_rows) const {
     const double tile = 1.1 * 2 * kBlock * (item == 8 ? 2 : 1) * p.D;
     return rounds(std::ceil(p.B / double(kBlock)) * std::ceil(p.N / double(kBlock))) * tile + gathered(gradient_rows);

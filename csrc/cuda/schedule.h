@@ -189,7 +189,8 @@ class Schedule {
         if (c.packing >= 0 && (among_themselves(c) ? last_step(c) : c.half == 0)) return pack_references(c);
         return among_themselves(c) || c.half == 1 ? compact(c) : second_half(c);
       case Job::compact:
-        if (among_themselves(c) && !last_step(c)) return ++c.step, step(c, c.meets, meets_after(a_.plan, references(c), c.meets));
+        if (among_themselves(c) && !last_step(c))
+          return ++c.step, step(c, c.meets, meets_after(a_.plan, references(c), c.meets));
         if (!a_.plan.macros) return rows(c);
         if (c.other > 0) return c.other == c.sweep ? meet(c, c.sweep - 1, c.stayed) : meet(c, c.other - 1, c.into);
         return c.sweep + 1 < a_.plan.macros ? sweep(c, c.sweep + 1) : rows(c);
@@ -242,7 +243,8 @@ class Schedule {
     const bool own = among_themselves(c), through = !own && c.other == 0;
     c.compacts_before = through && macros().compacts(c.sweep + 1) ? first * (kBlock / kCompactRows) : 0;
     c.count = c.compacts_before;
-    for (int b = first; (own || macros().compacts(c.sweep - c.other + 1)) && b < last; ++b) c.count += compactions(c.panel, b, 1);
+    if (own || macros().compacts(c.sweep - c.other + 1))
+      for (int b = first; b < last; ++b) c.count += compactions(c.panel, b, 1);
     c.compacts += c.count;
   }
   LDREG_HD void rows(Cursor& c) const {
