@@ -147,13 +147,16 @@ struct Planned::Parts {
     const bool hopper = tiles && takes_hopper(call, gpu);
     Limits limits = limits_of(gpu, tiles, hopper);
     const Cycles cycles{a.p, int(item_size(call.dtype)), limits.blocks};
-    if (tiles && pairs == Pairs::counted && call.loop == "auto") tiles = cycles.lists() <= cycles.dense(gradient_rows);
     // Dropping the smallest would make every guess of who is a neighbour off by one.
     const bool sums = !a.r.knn && a.r.gradient && a.p.drop == 0 && a.p.D <= columns_at_once(a.p.D) &&
                       near_power(Estimator(a.r.estimator)) > 0;
     const int64_t budget = call.budget > 0 ? call.budget : kBudget;
-    if (tiles) a.plan = make_plan<Real>(a.p, true, sums, limits, budget, pairs, gradient_rows);
-    if (!tiles || !a.plan.tiles) {  // or there was no room for both wide rows and long lists
+    if (tiles) {
+      a.plan = make_plan<Real>(a.p, true, sums, limits, budget, pairs, gradient_rows);
+      tiles = a.plan.tiles;  // or there was no room for both wide rows and long lists
+      if (tiles && pairs == Pairs::counted && call.loop == "auto") tiles = cycles.lists(a.plan) <= cycles.dense(gradient_rows);
+    }
+    if (!tiles) {
       limits = limits_of(gpu, false, false);
       a.plan = make_plan<Real>(a.p, false, sums, limits, budget, pairs, gradient_rows);
     }

@@ -51,8 +51,13 @@ struct Cycles {
     const double job = 3.0 * teams * together * p.N * p.D / 128 * (item == 8 ? 2 : 1);
     return rounds(std::ceil(p.B / double(teams * together))) * job + gathered(gradient_rows);
   }
-  // Products at 60 % of the tensor cores' rate, and rows of 1.1 k candidates, from which the gradient comes, too.
-  double lists() const { return double(p.B) * p.N * p.D / (0.6 * 2048 * blocks) + gathered(1.1 * p.wanted); }
+  // Products at 60 % of the tensor cores' rate, and rows of 1.1 k candidates, from which the gradient comes, too: at the rate of
+  // L2 or, where lists are so long that few teams have room for theirs, by the latency of their turns, sorts included.
+  double lists(const Plan& plan) const {
+    const double turns = std::ceil(1.1 * p.wanted / rows_together(p.D)) * plan.chunks;
+    const double latency = rounds(std::ceil(p.B / double(plan.teams))) * turns * 2500;
+    return double(p.B) * p.N * p.D / (0.6 * 2048 * blocks) + std::max(gathered(1.1 * p.wanted), latency);
+  }
 };
 
 // Words of the state: fixed ones, and two for each block of queries.
