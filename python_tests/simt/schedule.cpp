@@ -88,9 +88,10 @@ class Walk {
       if (!m.there) continue;
       expect(buffer_.at((int64_t(m.reference_block) * kBlock + schedule.base(at)) / kBlock) == m.reference_block,
              "a buffer holds other references", a_);
-      if (a_.plan.macros)
+      if (a_.plan.macros) {
         const int kept = buffer_.at(m.query_block + schedule.query_base(at) / kBlock);
         expect(kept == m.query_block, "a buffer holds other queries", a_);
+      }
       meet(schedule, at, m.query_block, m.reference_block, m.place, at.queries_compacted);
       if (m.back) meet(schedule, at, m.reference_block, m.query_block, m.place_back, at.references_compacted);
     }
