@@ -242,6 +242,9 @@ struct Machine {
   size_t head = 0, tail = 0, mask = 0;
   uint64_t random = 0;
   unsigned keep = 0;                           // with a seed: of 256 choices, how many stay with the warp
+  bool naps = false;                           // with seeds 3, 7, 11, ...: warps fall asleep, one at a time
+  Warp* asleep = nullptr;                      // whichever does
+  unsigned left = 0;                           // choices until it wakes up or the next one falls asleep
   std::exception_ptr error;
   std::vector<std::unique_ptr<Block>> blocks;  // the resident ones
   Stacks stacks;
@@ -388,15 +391,24 @@ Fiber* pick_in_order() {
   }
 }
 
+// A warp that sleeps runs only if no other can: others get far ahead of it, however little it has to do.
+void change_sleeper() {
+  if (m.left-- > 0) return;
+  m.asleep = m.asleep ? nullptr : m.order[next_random() % m.order.size()];
+  m.left = 512u << next_random() % 8;
+}
+
 Fiber* pick_at_random() {
   for (;;) {
     if (m.order.empty()) return nullptr;
+    if (m.naps) change_sleeper();
     const uint32_t r = next_random();
     // Seeds differ in how long they stay with a warp: some races need one far ahead of the others.
     Warp* w = m.warp;
     if (!w || !w->queued || (r & 255) >= m.keep) w = m.order[(r >> 13) % m.order.size()];
     if (w->ready) {
-      m.warp = w;
+      m.warp = w == m.asleep ? nullptr : w;
+      if (w == m.asleep && m.order.size() > 1) continue;
       return take(*w, r >> 8 & 31);
     }
     m.order[w->place] = m.order.back();
@@ -538,6 +550,8 @@ void run() {
   m.random = l.seed;
   constexpr unsigned kKeep[3] = {0, 224, 255};
   m.keep = kKeep[l.seed % 3];
+  m.naps = l.seed % 4 == 3;
+  m.asleep = nullptr, m.left = 0;
   m.mask = 1;
   while (m.mask < resident * warps) m.mask *= 2;
   m.order.assign(detail::random_order ? 0 : m.mask, nullptr);
