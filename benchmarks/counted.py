@@ -228,7 +228,8 @@ def table(all_rows: Iterable[Row]) -> str:
         groups.setdefault((row.shape, row.dtype, row.name), {})[row.stage] = row
     dense = {key: stages for key, stages in groups.items() if counted_dense.DENSE.name in stages}
     lists = {key: stages for key, stages in groups.items() if key not in dense}
-    return "\n".join([*table_lines(LISTS, lists), "", *table_lines(DENSE, dense)])
+    head = "Every pair in dense tiles; the floor is two instructions a pair and column, and the gradient's rows from HBM:"
+    return "\n".join([*table_lines(LISTS, lists), "", head, "", *table_lines(DENSE, dense)])
 
 
 def table_lines(way: Way, groups: dict[tuple[str, str, str], dict[str, Row]]) -> Iterator[str]:
