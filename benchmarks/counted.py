@@ -5,10 +5,10 @@
     python -m benchmarks.counted --write NAME            # rows of results/counted.csv under that name, and NOTES' table
 
 counted_sass.py reads the instructions and where they come from, counted_loops.py finds the loops, counted_lanes.py
-the bank conflicts, counted_machine.py says what the hardware does in a cycle, counted_stages.py and counted_dense.py
-what runs how often (the files to adapt when a stage is rewritten), counted_model.py multiplies. The schedule is the
-module's own, planned for an H200. Exit code 1 if a loop that a stage names is not there, 2 without a module or the
-tools to read it.
+the bank conflicts, counted_machine.py says what the hardware does in a cycle, counted_stages.py what runs how often
+(with counted_dense.py, counted_direct.py and counted_teams.py the files to adapt when a stage is rewritten),
+counted_model.py multiplies. The schedule is the module's own, planned for an H200. Exit code 1 if a loop that a stage
+names is not there, 2 without a module or the tools to read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import compiled_cuda, counted_dense, counted_machine, counted_stages
+from benchmarks import compiled_cuda, counted_dense, counted_direct, counted_machine, counted_stages
 from benchmarks.compiled_cuda import HOPPER, ToolError
 from benchmarks.counted_loops import Loop
 from benchmarks.counted_model import NotFoundError, Reading, Segment, Shape, Stage, StageTime, Work, stage_times
@@ -123,29 +123,30 @@ class Way:
 
 LISTS = Way("HopperTileStage", counted_stages.STAGES, counted_stages.ROOTS)
 DENSE = Way("NoTiles", counted_dense.STAGES, counted_dense.ROOTS)
+DIRECT = Way("NoTiles", counted_direct.STAGES, counted_direct.ROOTS)
 
 
-def way_of(there: list[Work]) -> Way | None:
-    """That of a launch; None for direct.h, small problems' every pair, which has no stages here."""
+def way_of(there: list[Work]) -> Way:
+    """That of a launch."""
     if there[0].plan["tiles"]:
         return LISTS
-    return DENSE if there[0].plan.get("dense_rows") else None
+    return DENSE if "dense_rows" in there[0].plan else DIRECT
 
 
 def readings(path: Path, dtype: str) -> dict[Way, Reading]:
     """The kernels of a dtype for Hopper."""
     kernels = {kernel.stage: kernel for kernel in kernels_of(path, HOPPER, SOURCES[dtype])}
-    for way in (LISTS, DENSE):
-        if way.kernel not in kernels:
-            raise ToolError(f"{path} has no kernel {way.kernel} for {dtype} and {HOPPER}")
-    return {way: Reading(kernels[way.kernel]) for way in (LISTS, DENSE)}
+    if missing := {LISTS.kernel, DENSE.kernel}.difference(kernels):
+        raise ToolError(f"{path} has no kernel {', '.join(missing)} for {dtype} and {HOPPER}")
+    pairs = Reading(kernels[DENSE.kernel])
+    return {LISTS: Reading(kernels[LISTS.kernel]), DENSE: pairs, DIRECT: pairs}
 
 
 def times(read: dict[Way, Reading], module: ModuleType, shape: Shape) -> list[StageTime]:
-    """Of every stage; nothing for direct.h."""
+    """Of every stage."""
     there = works(module, shape)
     way = way_of(there)
-    return list(stage_times(read[way], way.stages, there)) if way else []
+    return list(stage_times(read[way], way.stages, there))
 
 
 def title(shape: Shape) -> str:
@@ -154,8 +155,8 @@ def title(shape: Shape) -> str:
 
 
 def rows(name: str, commit: str, shape: Shape, found: list[StageTime]) -> Iterator[Row]:
-    dense = any(one.stage == counted_dense.DENSE.name for one in found)
-    floor = round(counted_dense.floor(shape) if dense else shape.floor, 4)
+    lists = any(one.stage == counted_stages.TILES.name for one in found)
+    floor = round(shape.floor if lists else counted_dense.floor(shape), 4)
     for one in found:
         yield Row(
             name, commit, title(shape), shape.dtype, one.stage, round(one.milliseconds, 4), one.limit, one.jobs, floor
@@ -179,7 +180,7 @@ def commit() -> str:
 def loop_lines(read: dict[Way, Reading]) -> Iterator[str]:
     """Every loop of the stages: the part that it is, or that it is not counted."""
     for way, reading in read.items():
-        yield f"{way.kernel}:"
+        yield f"{way.kernel}, {', '.join(stage.name for stage in way.stages)}:"
         for loop in reading.graph.loops:
             if not loop.waits and any(loop.runs_in(root) for root in way.roots):
                 yield loop_line(reading, loop)
@@ -228,7 +229,9 @@ def table(all_rows: Iterable[Row]) -> str:
         groups.setdefault((row.shape, row.dtype, row.name), {})[row.stage] = row
     dense = {key: stages for key, stages in groups.items() if counted_dense.DENSE.name in stages}
     lists = {key: stages for key, stages in groups.items() if key not in dense}
-    head = "Every pair in dense tiles; the floor is two instructions a pair and column, and the gradient's rows from HBM:"
+    head = (
+        "Every pair in dense tiles; the floor is two instructions a pair and column, and the gradient's rows from HBM:"
+    )
     return "\n".join([*table_lines(LISTS, lists), "", head, "", *table_lines(DENSE, dense)])
 
 
@@ -301,9 +304,6 @@ def main() -> int:
             for chosen in [asked_for(options.shape, options.track)] if options.shape else SHAPES:
                 shape = replace(chosen, dtype=dtype)
                 counted = times(read, module, shape)
-                if not counted:
-                    print(f"{title(shape)} {dtype:9} every pair, by direct.h: not counted")
-                    continue
                 found = list(rows(options.write or "", options.commit or commit(), shape, counted))
                 new += found
                 for row in found:
@@ -319,8 +319,8 @@ def main() -> int:
         return 2
     except NotFoundError as error:
         print(
-            f"not in the module: {error}. If the stage was rewritten, counted_stages.py or counted_dense.py "
-            "is to be adapted"
+            f"not in the module: {error}. If the stage was rewritten, benchmarks/counted_stages.py is to be adapted "
+            "(counted_dense.py, counted_direct.py, counted_teams.py)"
         )
         return 1
     if options.write:

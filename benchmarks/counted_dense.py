@@ -1,6 +1,7 @@
 """The stages of a plan that computes every pair in dense tiles, as the counting model sees them.
 
-As counted_stages.py, to be adapted when csrc/cuda/dense.h or select.h is rewritten. Tiles and selections are counted
+As counted_stages.py, to be adapted when csrc/cuda/dense.h or select.h is rewritten; what their teams share with others
+is in counted_teams.py. Tiles and selections are counted
 one after another, though by rounds.h blocks without a tile select meanwhile: the sum is what it takes where nothing
 hides behind anything else.
 """
@@ -12,17 +13,8 @@ from collections.abc import Callable
 
 from benchmarks import counted_machine as machine
 from benchmarks.counted_model import Part, Segment, Shape, Stage, Times, Work, spread
-from benchmarks.counted_stages import (
-    IN_L2,
-    RANKED,
-    SCAN,
-    UNALIGNED,
-    VECTOR,
-    WARP,
-    team_threads,
-    team_warps,
-    warps,
-)
+from benchmarks.counted_stages import IN_L2, SCAN, UNALIGNED, VECTOR, WARP, team_threads, warps
+from benchmarks.counted_teams import by_teams, gradient, sorting
 
 DOUBLE = 8  # bytes of a pair's squared distance
 SLAB = 32  # columns in shared memory at a time, as float32: kSlab in dense.h
@@ -30,8 +22,6 @@ GROUPS = SLAB // 4  # of four columns
 MOST = 16  # slabs that are added up in float32: kMost
 BINS = 128  # of select.h
 BETWEEN = 52 - 7  # places by which bits are shifted to be one of 128 bins, if distances span a factor of two
-ITEM = 16  # bytes of a neighbour
-GATHERED = 8  # columns of a thread in gather, estimate.h
 
 
 def floor(shape: Shape) -> float:
@@ -142,11 +132,6 @@ DENSE = Stage(
 # ------------------------------------------------------------------------------------------------- selection
 
 
-def by_teams(each: Callable[[Work], float]) -> Callable[[Work], Times]:
-    """`each` of a query, times for each warp of its team; a job is a query for each team."""
-    return lambda work: spread(work.plan["teams"], work.plan["teams"], each(work), team_warps(work))
-
-
 def fresh(work: Work) -> float:
     """1 in a query's first stretch, whose nearest are bounded by bins; later ones have those found before."""
     return 1.0 if stretch(work) == 0 else 0.0
@@ -169,29 +154,11 @@ def passing(work: Work) -> float:
     return 1 - (1 - min(share, 1.0)) ** WARP
 
 
-def sorts(work: Work) -> int:
-    """Of a query's list in a round: where a list is there, all that it has room for is taken before it is cut again."""
-    return 1 if fresh(work) else math.ceil(references(work) / (work.plan["room"] - work.shape.wanted))
-
-
-def ranked(work: Work) -> bool:
-    return found(work) <= min(RANKED, work.plan["room"] // 2)
-
-
-def passes(work: Work) -> float:
-    """Of the bitonic network over a list."""
-    steps = math.ceil(math.log2(found(work)))
-    return 0.0 if ranked(work) else steps * (steps + 1) / 2
-
-
-def compared(work: Work) -> float:
-    """Pairs of the network, by a thread."""
-    return passes(work) * 2 ** math.ceil(math.log2(found(work))) / 2 / team_threads(work)
-
-
-def ranks(work: Work) -> float:
-    """Items that a thread holds against its own, in a sort by ranks."""
-    return math.ceil(found(work) / team_threads(work)) * found(work) if ranked(work) else 0.0
+def sorted_lists(work: Work) -> list[float]:
+    """Lengths of a query's list when it is sorted; in a later stretch, whenever there may be no room for more."""
+    if fresh(work):
+        return [found(work)]
+    return [found(work)] * math.ceil(references(work) / (work.plan["room"] - work.shape.wanted))
 
 
 LOAD = r"LDG\.E\.64"
@@ -223,38 +190,11 @@ SELECT = Stage(
             avoid=r"BREAK",  # looks at the last of a list that was cut
             done=passing,
         ),
-        Part(
-            "a pair of the sort, by ranks",
-            "sort_by_rank",
-            r"LDS",
-            by_teams(lambda w: sorts(w) * ranks(w)),
-            per=r"LDS\.64",
-            under="select_job",
-        ),
-        Part(
-            "a pair of the sort, by a network",
-            "sort",
-            r"STS",
-            by_teams(lambda w: sorts(w) * compared(w)),
-            lacks=r"BAR",
-            under="select_job",
-            done=lambda w: 0.5,
-        ),
-        Part(
-            "a pass of the network",
-            "sort",
-            r"BAR",
-            by_teams(lambda w: sorts(w) * passes(w)),
-            under="select_job",
-            most=lambda w: False,  # a look of gather_nearest holds most of a sort, too
-            outer=True,
-        ),
+        *sorting("select_job", sorted_lists),
     ),
     # The range, the bins and the list each read the row.
     loaded=lambda w: w.plan["teams"] * (1 + 2 * fresh(w)) * references(w) * DOUBLE,
 )
-
-# ------------------------------------------------------------------------------------------------- gradient
 
 
 def last(work: Work) -> float:
@@ -262,90 +202,10 @@ def last(work: Work) -> float:
     return 1.0 if (stretch(work) + 1) * work.plan["dense_references"] >= work.shape.N else 0.0
 
 
-def of_query(each: Callable[[Work], float]) -> Callable[[Work], Times]:
-    """`each` for all that a query asks for, once its neighbours are known."""
-    return by_teams(lambda work: last(work) * each(work))
+def left_in_l2(work: Work) -> float:
+    """Bytes beside two rounds of distances."""
+    return IN_L2 - 2 * work.plan["dense_rows"] * work.plan["dense_references"] * DOUBLE
 
 
-def pieces(work: Work) -> int:
-    """Of the columns, that a team's threads hold at once."""
-    return math.ceil(work.shape.D / (GATHERED * team_threads(work)))
-
-
-GRADIENT = Stage(
-    "gradient",
-    ("select",),
-    (
-        Part(
-            "a reference's part",
-            "gather",
-            r"FFMA",
-            of_query(lambda w: pieces(w) * w.shape.k),
-            under="select_job",
-            avoid=UNALIGNED,
-            lacks=r"ST\.E",
-        ),
-        Part(
-            "32 neighbours' weights",
-            "gather",
-            r"VOTE",
-            of_query(lambda w: pieces(w) * math.ceil(w.shape.k / WARP)),
-            under="select_job",
-            outer=True,
-        ),
-        Part(
-            "a piece of the gradient",
-            "gather",
-            r"ST\.E",
-            of_query(pieces),
-            under="select_job",
-            outer=True,
-            lacks=r"VOTE",
-        ),
-        Part(
-            "x",
-            "load_query",
-            r"STS",
-            of_query(lambda w: math.ceil(w.shape.D / (4 * team_threads(w)))),
-            under="select_job",
-            avoid=UNALIGNED,
-        ),
-        Part(
-            "a share of a LID",
-            "team_lid",
-            r"DFMA",
-            of_query(lambda w: sum(math.ceil(k / team_threads(w)) for k in (w.shape.k, *w.shape.track))),
-            under="select_job",
-        ),
-        Part(
-            "largest weight",
-            "weigh",
-            r"DFMA",
-            of_query(lambda w: math.ceil(w.shape.k / team_threads(w))),
-            lacks=r"STS",
-            under="select_job",
-        ),
-        Part(
-            "weights",
-            "weigh",
-            r"STS",
-            of_query(lambda w: math.ceil(w.shape.wanted / team_threads(w))),
-            under="select_job",
-        ),
-    ),
-    loaded=lambda w: last(w) * w.plan["teams"] * (w.shape.k + 1) * w.shape.D * w.shape.item,
-    memory=lambda w: read_again(w),
-    same_jobs=True,
-)
-
-
-def read_again(work: Work) -> float:
-    """Bytes of references that come from HBM: by chance in L2, as far as they fit beside two rounds of distances."""
-    size = work.shape.D * work.shape.item
-    left = max(0.0, IN_L2 - 2 * work.plan["dense_rows"] * work.plan["dense_references"] * DOUBLE)
-    rows = last(work) * min(work.shape.B, work.segment.jobs * work.plan["teams"]) * work.shape.k
-    return rows * size * max(0.0, 1 - left / (work.shape.N * size))
-
-
-STAGES = (SCAN, DENSE, SELECT, GRADIENT)
+STAGES = (SCAN, DENSE, SELECT, gradient("select", "select_job", last, left_in_l2))
 ROOTS = ("scan_rows", "product", "select_job")  # whose loops are a stage's

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import compiled_cuda, counted, counted_dense, counted_stages
+from benchmarks import compiled_cuda, counted, counted_dense, counted_direct, counted_stages
 from benchmarks.counted_lanes import LANES, UNIFORM, LaneWalk, Value, wavefronts, width
 from benchmarks.counted_loops import Graph
 from benchmarks.counted_model import NotFoundError, Part, Shape, job_cost
@@ -158,6 +158,19 @@ def test_a_loop_that_is_not_there_is_named(module, read):
     work = counted.works(module, counted.SHAPES[1])[0]
     with pytest.raises(NotFoundError, match="polish: a loop of polish_rows with LDG"):
         job_cost(read[counted.LISTS], stage, work)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_small_problems_are_counted_from_the_loops_of_their_stage(module, read):
+    shape = Shape(128, 1000, 128, 100)
+    assert counted.planned(module, shape).words == "direct, 4 queries together"
+    found = counted.times(read, module, shape)
+    assert [one.stage for one in found] == ["scan", "direct", "gradient"]
+    # For each of four queries, a difference and a square of every column that a lane has.
+    (part, work) = counted_direct.DIRECT.parts[0], counted.works(module, shape)[-1]
+    path = read[counted.DIRECT].count(part, part.most(work)).path
+    assert sum(i.name in ("FADD", "FFMA") for i in path) >= 2 * 4 * counted_direct.VALUES
 
 
 @pytest.mark.slow
