@@ -19,7 +19,8 @@
     compiled.py      what the Triton kernels compile to, for every architecture; no GPU needed
     compiled_cuda.py what the CUDA C++ kernels were compiled to, from the built module; no GPU needed
     counted.py       what they will take on an H200, counted from that machine code: counted_sass.py, counted_loops.py
-                     and counted_lanes.py read it, counted_stages.py and counted_model.py make times of it
+                     and counted_lanes.py read it, counted_stages.py (counted_dense.py, counted_direct.py,
+                     counted_teams.py) and counted_model.py make times of it
     bench_*.py       the small cases through pytest-benchmark: pytest benchmarks/
     gpu_gate.sh      build, GPU tests, compute-sanitizer on the shapes of sanitize.py, benchmarks: summary.py looks at
                      the machine, gpu_pytest.py is in its pytest, gate_page.py judges

@@ -6,8 +6,9 @@
 
 counted_sass.py reads the instructions and where they come from, counted_loops.py finds the loops, counted_lanes.py
 the bank conflicts, counted_machine.py says what the hardware does in a cycle, counted_stages.py what runs how often
-(the file to adapt when a stage is rewritten), counted_model.py multiplies. The schedule is the module's own, planned
-for an H200. Exit code 1 if a loop that a stage names is not there, 2 without a module or the tools to read it.
+(with counted_dense.py, counted_direct.py and counted_teams.py the files to adapt when a stage is rewritten),
+counted_model.py multiplies. The schedule is the module's own, planned for an H200. Exit code 1 if a loop that a stage
+names is not there, 2 without a module or the tools to read it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from benchmarks import compiled_cuda, counted_machine, counted_stages
+from benchmarks import compiled_cuda, counted_dense, counted_direct, counted_machine, counted_stages
 from benchmarks.compiled_cuda import HOPPER, ToolError
 from benchmarks.counted_loops import Loop
-from benchmarks.counted_model import NotFoundError, Reading, Segment, Shape, StageTime, Work, stage_times
+from benchmarks.counted_model import NotFoundError, Reading, Segment, Shape, Stage, StageTime, Work, stage_times
 from benchmarks.counted_sass import kernels_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "counted.csv"
@@ -58,8 +60,8 @@ class Row:
     stage: str
     milliseconds: float
     limit: str  # what most of the time is spent on
-    jobs: int
-    floor: float  # milliseconds, of the whole shape
+    jobs: int  # 0 where the stage goes on in those of the one before
+    floor: float  # milliseconds, of the whole shape and the way that it is computed
 
 
 COLUMNS = [field.name for field in fields(Row)]
@@ -80,35 +82,71 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def works(module: ModuleType, shape: Shape) -> list[Work]:
-    """The segments of a shape's launch on an H200, as the module plans it."""
+def planned(module: ModuleType, shape: Shape, **options: object) -> Any:
+    """A shape's launch on an H200, as the module plans it; `options` are set on the call, such as pairs="dense"."""
     call = module.Call()
     call.B, call.N, call.D, call.x_stride, call.y_stride = shape.B, shape.N, shape.D, shape.D, shape.D
     call.dtype, call.same, call.wanted = DTYPES[shape.dtype], shape.same, shape.wanted
     call.loss = call.gradient = True
     call.k, call.track = shape.k, [(MLE, k) for k in shape.track]
-    planned = module.Planned(
+    for name, value in options.items():
+        setattr(call, name, value)
+    return module.Planned(
         call,
         multiprocessors=counted_machine.MULTIPROCESSORS,
         shared_bytes=counted_machine.SHARED_BYTES,
         major=counted_machine.MAJOR,
     )
-    plan = dict(planned.numbers)
-    return [Work(shape, plan, Segment(*segment)) for segment in planned.segments]
 
 
-def reading(path: Path, dtype: str) -> Reading:
-    """The Hopper kernel of a dtype."""
-    found = [k for k in kernels_of(path, HOPPER, SOURCES[dtype]) if k.stage == "HopperTileStage"]
-    if not found:
-        raise ToolError(f"{path} has no Hopper kernel for {dtype}")
-    return Reading(found[0])
+def works_of(plan: Any, shape: Shape) -> list[Work]:
+    """The segments of a planned launch."""
+    numbers = dict(plan.numbers)
+    segments = [Segment(*segment) for segment in plan.segments]
+    if any(segment.job == "dense" for segment in segments):
+        numbers |= counted_dense.rounds(numbers, segments)
+    return [Work(shape, numbers, segment) for segment in segments]
 
 
-def times(read: Reading, module: ModuleType, shape: Shape) -> list[StageTime]:
-    """Of every stage; nothing where every pair is computed, which has no stages here yet."""
+def works(module: ModuleType, shape: Shape) -> list[Work]:
+    return works_of(planned(module, shape), shape)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a plan gets at distances: its kernel, its stages, and the functions whose loops are theirs."""
+
+    kernel: str
+    stages: tuple[Stage, ...]
+    roots: tuple[str, ...]
+
+
+LISTS = Way("HopperTileStage", counted_stages.STAGES, counted_stages.ROOTS)
+DENSE = Way("NoTiles", counted_dense.STAGES, counted_dense.ROOTS)
+DIRECT = Way("NoTiles", counted_direct.STAGES, counted_direct.ROOTS)
+
+
+def way_of(there: list[Work]) -> Way:
+    """That of a launch."""
+    if there[0].plan["tiles"]:
+        return LISTS
+    return DENSE if "dense_rows" in there[0].plan else DIRECT
+
+
+def readings(path: Path, dtype: str) -> dict[Way, Reading]:
+    """The kernels of a dtype for Hopper."""
+    kernels = {kernel.stage: kernel for kernel in kernels_of(path, HOPPER, SOURCES[dtype])}
+    if missing := {LISTS.kernel, DENSE.kernel}.difference(kernels):
+        raise ToolError(f"{path} has no kernel {', '.join(missing)} for {dtype} and {HOPPER}")
+    pairs = Reading(kernels[DENSE.kernel])
+    return {LISTS: Reading(kernels[LISTS.kernel]), DENSE: pairs, DIRECT: pairs}
+
+
+def times(read: dict[Way, Reading], module: ModuleType, shape: Shape) -> list[StageTime]:
+    """Of every stage."""
     there = works(module, shape)
-    return list(stage_times(read, counted_stages.STAGES, there)) if there[0].plan["tiles"] else []
+    way = way_of(there)
+    return list(stage_times(read[way], way.stages, there))
 
 
 def title(shape: Shape) -> str:
@@ -117,7 +155,8 @@ def title(shape: Shape) -> str:
 
 
 def rows(name: str, commit: str, shape: Shape, found: list[StageTime]) -> Iterator[Row]:
-    floor = round(shape.floor, 4)
+    lists = any(one.stage == counted_stages.TILES.name for one in found)
+    floor = round(shape.floor if lists else counted_dense.floor(shape), 4)
     for one in found:
         yield Row(
             name, commit, title(shape), shape.dtype, one.stage, round(one.milliseconds, 4), one.limit, one.jobs, floor
@@ -138,12 +177,13 @@ def commit() -> str:
 # ------------------------------------------------------------------------------------------------- loops
 
 
-def loop_lines(read: Reading) -> Iterator[str]:
+def loop_lines(read: dict[Way, Reading]) -> Iterator[str]:
     """Every loop of the stages: the part that it is, or that it is not counted."""
-    for loop in read.graph.loops:
-        if loop.waits or not any(loop.runs_in(root) for root in counted_stages.ROOTS):
-            continue
-        yield loop_line(read, loop)
+    for way, reading in read.items():
+        yield f"{way.kernel}, {', '.join(stage.name for stage in way.stages)}:"
+        for loop in reading.graph.loops:
+            if not loop.waits and any(loop.runs_in(root) for root in way.roots):
+                yield loop_line(reading, loop)
 
 
 def loop_line(read: Reading, loop: Loop) -> str:
@@ -182,27 +222,31 @@ def write(name: str, new: list[Row], path: Path = RESULTS) -> None:
         writer.writerows(asdict(row) for row in [*kept, *new])
 
 
-STAGE_NAMES = [stage.name for stage in counted_stages.STAGES]
-
-
 def table(all_rows: Iterable[Row]) -> str:
-    """For NOTES: a line for every shape, dtype and version."""
-    lines = [
-        f"| (B, N, D, k), dtype | version | {' | '.join(STAGE_NAMES)} | sum | floor | times the floor | measured |",
-        "|" + "---|" * (len(STAGE_NAMES) + 6),
-    ]
+    """For NOTES: a line for every shape, dtype and version; those in dense tiles by themselves."""
     groups: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in all_rows:
         groups.setdefault((row.shape, row.dtype, row.name), {})[row.stage] = row
+    dense = {key: stages for key, stages in groups.items() if counted_dense.DENSE.name in stages}
+    lists = {key: stages for key, stages in groups.items() if key not in dense}
+    head = (
+        "Every pair in dense tiles; the floor is two instructions a pair and column, and the gradient's rows from HBM:"
+    )
+    return "\n".join([*table_lines(LISTS, lists), "", head, "", *table_lines(DENSE, dense)])
+
+
+def table_lines(way: Way, groups: dict[tuple[str, str, str], dict[str, Row]]) -> Iterator[str]:
+    names = [stage.name for stage in way.stages]
+    yield f"| (B, N, D, k), dtype | version | {' | '.join(names)} | sum | floor | times the floor | measured |"
+    yield "|" + "---|" * (len(names) + 6)
     order = {shape: place for place, (shape, _, _) in reversed(list(enumerate(groups)))}
     for (shape, dtype, name), stages in sorted(
         groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "float32")
     ):
-        cells = [figure(stages[stage].milliseconds) if stage in stages else "" for stage in STAGE_NAMES]
+        cells = [figure(stages[stage].milliseconds) if stage in stages else "" for stage in names]
         total = stages["sum"]
         cells += [figure(total.milliseconds), figure(total.floor), f"{total.milliseconds / total.floor:.2f}"]
-        lines.append(f"| {shape} {dtype} | {name} ({total.commit}) | {' | '.join(cells)} | {measured(shape, dtype)} |")
-    return "\n".join(lines)
+        yield f"| {shape} {dtype} | {name} ({total.commit}) | {' | '.join(cells)} | {measured(shape, dtype)} |"
 
 
 def figure(value: float) -> str:
@@ -256,28 +300,28 @@ def main() -> int:
         module = load(path)
         new = []
         for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
-            read = reading(path, dtype)
+            read = readings(path, dtype)
             for chosen in [asked_for(options.shape, options.track)] if options.shape else SHAPES:
                 shape = replace(chosen, dtype=dtype)
                 counted = times(read, module, shape)
-                if not counted:
-                    print(f"{title(shape)} {dtype:9} every pair: not counted")
-                    continue
                 found = list(rows(options.write or "", options.commit or commit(), shape, counted))
                 new += found
                 for row in found:
                     print(
                         f"{row.shape} {dtype:9} {row.stage:8} {row.milliseconds:9.4f} ms  {row.limit:8} {row.jobs} jobs"
                     )
-                times_floor = found[-1].milliseconds / shape.floor
-                print(f"{title(shape)} {dtype:9} floor    {shape.floor:9.4f} ms  {times_floor:.2f} times")
+                times_floor = found[-1].milliseconds / found[-1].floor
+                print(f"{title(shape)} {dtype:9} floor    {found[-1].floor:9.4f} ms  {times_floor:.2f} times")
             if options.loops:
                 print("\n".join(loop_lines(read)))
     except ToolError as error:
         print(error, file=sys.stderr)
         return 2
     except NotFoundError as error:
-        print(f"not in the module: {error}. If the stage was rewritten, benchmarks/counted_stages.py is to be adapted")
+        print(
+            f"not in the module: {error}. If the stage was rewritten, benchmarks/counted_stages.py is to be adapted "
+            "(counted_dense.py, counted_direct.py, counted_teams.py)"
+        )
         return 1
     if options.write:
         write(options.write, new)

@@ -164,6 +164,7 @@ class Stage:
     multiplied: Callable[[Work], float] = field(default=lambda work: 0.0)  # multiply-adds of tensor cores, first phase
     memory: Callable[[Work], float] = field(default=lambda work: 0.0)  # bytes from and to HBM, of the whole segment
     beside: tuple[str, ...] = ()  # phases that other warps run at the same time
+    same_jobs: bool = False  # goes on in the jobs of the stage before, where they are counted
 
 
 @dataclass
@@ -325,10 +326,11 @@ def stage_times(reading: Reading, stages: Iterable[Stage], works: list[Work]) ->
             together = list(group)  # nothing in between: they run side by side
             number = sum(work.segment.jobs for work in together)
             cost = max((job_cost(reading, stage, work) for work in together), key=lambda cost: cost.cycles)
-            seconds = (math.ceil(number / machine.MULTIPROCESSORS) * cost.cycles + machine.HANDOVER) / machine.CLOCK
+            handover = 0 if stage.same_jobs else machine.HANDOVER
+            seconds = (math.ceil(number / machine.MULTIPROCESSORS) * cost.cycles + handover) / machine.CLOCK
             memory = sum(map(stage.memory, together)) / machine.HBM
             limits["HBM" if memory > seconds else cost.limit] += max(seconds, memory)  # type: ignore[assignment]
             total += max(seconds, memory)
             jobs += number
         if jobs:
-            yield StageTime(stage.name, 1e3 * total, limits.most_common(1)[0][0], jobs)
+            yield StageTime(stage.name, 1e3 * total, limits.most_common(1)[0][0], 0 if stage.same_jobs else jobs)

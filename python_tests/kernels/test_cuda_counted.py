@@ -6,10 +6,11 @@ Addresses, loops and bank conflicts are checked on code written out here; then t
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
-from benchmarks import compiled_cuda, counted, counted_stages
+from benchmarks import compiled_cuda, counted, counted_dense, counted_direct, counted_stages
 from benchmarks.counted_lanes import LANES, UNIFORM, LaneWalk, Value, wavefronts, width
 from benchmarks.counted_loops import Graph
 from benchmarks.counted_model import NotFoundError, Part, Shape, job_cost
@@ -126,7 +127,7 @@ def module():
 @pytest.fixture(scope="module")
 def read(module):
     try:
-        return counted.reading(compiled_cuda.built_module(), "float32")
+        return counted.readings(compiled_cuda.built_module(), "float32")
     except compiled_cuda.ToolError as missing:
         pytest.skip(str(missing))
 
@@ -140,7 +141,7 @@ def test_every_loop_that_a_stage_names_is_in_the_module_and_the_newest_rows_are_
         for row in counted.stored()
         if row.name == counted.stored()[-1].name and row.dtype == "float32"
     }
-    for shape in (counted.SHAPES[1], counted.SHAPES[4]):
+    for shape in (counted.SHAPES[1], counted.SHAPES[4], counted.SHAPES[5]):
         for found in counted.times(read, module, shape):
             told = newest[counted.title(shape), found.stage]
             assert found.milliseconds == pytest.approx(told.milliseconds, rel=0.01), (
@@ -156,7 +157,34 @@ def test_a_loop_that_is_not_there_is_named(module, read):
     stage = dataclasses.replace(counted_stages.SCAN, parts=(missing,))
     work = counted.works(module, counted.SHAPES[1])[0]
     with pytest.raises(NotFoundError, match="polish: a loop of polish_rows with LDG"):
-        job_cost(read, stage, work)
+        job_cost(read[counted.LISTS], stage, work)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_small_problems_are_counted_from_the_loops_of_their_stage(module, read):
+    shape = Shape(128, 1000, 128, 100)
+    assert counted.planned(module, shape).words == "direct, 4 queries together"
+    found = counted.times(read, module, shape)
+    assert [one.stage for one in found] == ["scan", "direct", "gradient"]
+    # For each of four queries, a difference and a square of every column that a lane has.
+    (part, work) = counted_direct.DIRECT.parts[0], counted.works(module, shape)[-1]
+    path = read[counted.DIRECT].count(part, part.most(work)).path
+    assert sum(i.name in ("FADD", "FFMA") for i in path) >= 2 * 4 * counted_direct.VALUES
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_dense_tile_does_little_besides_its_differences(module, read):
+    """A thread's 64 pairs in four columns: a subtraction and a multiplication each, and loads for columns to come."""
+    part = counted_dense.DENSE.parts[0]
+    (work, *_) = (w for w in counted.works(module, counted.SHAPES[5]) if w.segment.job == "dense")
+    path = read[counted.DENSE].count(part, part.most(work)).path
+    floor = 2 * 64 * 4
+    found = Counter(instruction.name for instruction in path)
+    assert found["FADD"] + found["FFMA"] == floor
+    assert found["LDG"] == 1  # of four features: the way of aligned rows
+    assert 1.0 < len(path) / floor < 1.3
 
 
 def test_the_plan_of_an_absent_gpu_holds_every_tile_once(module):
@@ -174,6 +202,27 @@ def test_the_plan_of_an_absent_gpu_holds_every_tile_once(module):
         <= sum(step.jobs * counted_stages.width(work) for work in works if (step := work.segment).job == "tiles")
         <= 2 * pairs
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (counted.SHAPES[5], {}),  # unasked
+        (Shape(700, 900, 256, 8), {"pairs": "dense"}),
+        (Shape(300, 20000, 64, 8), {"pairs": "dense", "budget": 8 << 20}),  # references in stretches
+    ],
+)
+def test_rounds_of_dense_tiles_follow_from_the_jobs(module, shape, options):
+    planned = counted.planned(module, shape, **options)
+    works = counted.works_of(planned, shape)
+    plan = works[0].plan
+    words = f"dense, {plan['dense_rows']} queries, {plan['dense_references']} references a round"
+    assert planned.words == words
+    tiles, selections = ([w for w in works if w.segment.job == job] for job in ("dense", "select"))
+    assert sum(w.segment.jobs for w in tiles) == -(-shape.B // 128) * -(-shape.N // 128)
+    panels = -(-shape.B // plan["dense_rows"])
+    assert sum(counted_dense.references(w) for w in selections) == panels * shape.N
+    assert sum(counted_dense.last(w) for w in selections) == panels
 
 
 # ------------------------------------------------------------------------------------------------- the file and NOTES
