@@ -3,9 +3,9 @@
 // Contract: see schedule.h for the order and estimate.h for what comes out. T is the features' type, Stage the tile stage:
 // TileStage or HopperTileStage, or NoTiles where every pair is computed anyway. The state is 0 again when the launch ends.
 //
-// All stages share the registers of one kernel, and on Hopper the compiler keeps 64 of a thread's 96 for the sums of the
-// tensor cores whatever else goes on. So stages keep what they know in shared memory and pass offsets on, not pointers;
-// and everything is in line, because around a call the compiler has even fewer.
+// All stages share the registers of one kernel, 96 a thread on Hopper, 64 of them the sums of the tensor cores while a product
+// is under way. So stages keep what they know in shared memory and pass offsets on, not pointers; and everything is in line,
+// because around a call the compiler keeps those sums, and has few left.
 #pragma once
 
 #include "control.h"

@@ -136,9 +136,9 @@ inline int growth_for(double k, double cap) {
 inline bool few_tiles(int tiles, const Limits& limits) { return 8 * tiles <= 3 * limits.blocks; }
 
 // Tickets are 32-bit words; so many jobs are minutes of work.
-inline void check_jobs(const Problem& p, const Plan& plan) {
+inline void check_jobs(const Problem& p) {
   const int64_t tiles = int64_t(ceil_div(p.B, kBlock)) * ceil_div(p.N, kBlock);
-  if (plan.tiles && tiles >= int64_t(1) << 31)
+  if (tiles >= int64_t(1) << 31)
     throw std::invalid_argument("x has " + std::to_string(p.B) + " rows and y " + std::to_string(p.N) +
                                 ": more pairs than one launch on backend 'cuda' takes; call it for fewer rows at a time");
 }
@@ -178,6 +178,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
       if (pairs == Pairs::dense || (pairs == Pairs::counted && dense)) {
         plan.teams = std::min(limits.threads / kTeam, limits.shared_bytes / team_bytes<Real>(p, plan, 1)), plan.together = 1;
         choose_rounds(p, p.B, budget, plan);
+        check_jobs(p);
       }
       return plan;
     }
@@ -185,7 +186,7 @@ Plan make_plan(const Problem& p, bool tiles, bool sums, const Limits& limits, in
                                 std::to_string(team_bytes<Real>(p, plan, 1)) + " bytes of shared memory, this device has " +
                                 std::to_string(limits.shared_bytes));
   }
-  check_jobs(p, plan);
+  check_jobs(p);
 
   plan.cap = power_above(std::max(4 * p.wanted, 4 * kBlock)), plan.room = plan.cap;
   // Wide rows and long lists may not fit a small device's shared memory together; every pair does.

@@ -227,6 +227,7 @@ struct HopperTileStage {
       if (there && a.plan.kept > 0) mbarrier_wait(&shared.kept, tile.kept);
       for (int c = 0; there && !mine && c < a.plan.columns; c += kStep) {
         await_step(a, shared, ring, group);
+        __syncwarp();  // one lane frees the box for all: two fillings later, the others would take the parity for the old one
         release(a, shared, ring, group);
         ring.advance(a.plan.kept > 0 ? kWidth : kOfStep, slots_of(a));
       }

@@ -71,6 +71,17 @@ def test_widths(forced: Forced, way: str, D: int) -> None:
     check(cases.normal(140, D)[:40].clone(), cases.normal(140, D), k=10, self_index=0)
 
 
+# Rows that the copy engine brings (multiples of 16 bytes): by two warps and by four, whole and in chunks
+BROUGHT = [(2048, "float32"), (2056, "float32"), (4100, "float32"), (24, "bfloat16"), (2048, "bfloat16"), (520, "float16")]
+
+
+@pytest.mark.parametrize(("D", "dtype"), BROUGHT)
+def test_rows_that_the_copy_engine_brings(forced: Forced, D: int, dtype: str) -> None:
+    forced(there("wgmma"))
+    y = cases.normal(140, D).to(getattr(torch, dtype))
+    check(y[:40].clone(), y, k=10, self_index=0)
+
+
 @pytest.mark.parametrize("D", [20, 600])
 @pytest.mark.parametrize("estimator", ["mom_amsaleg", "mle", "hill", "hill_unbiased", "mada"])
 def test_estimators(forced: Forced, tiles: str, D: int, estimator: str) -> None:
@@ -129,18 +140,18 @@ def test_macro_blocks(forced: Forced, tiles: str) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a device with more multiprocessors is simulated")
-@pytest.mark.parametrize("B", [700, None])
-def test_narrow_tiles(forced: Forced, B: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("same", [True, False])
+def test_narrow_tiles(forced: Forced, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half as wide where a step has few tiles for the multiprocessors there are: the same neighbours, bit for bit."""
     forced(there("wgmma"))
     y = cases.features(700, 24, seed=3)
-    x = None if B is None else cases.features(200, 24)
-    wide = bits(CUDA.knn(y if x is None else x, None if x is None else y, k=9))
+    batch = (y, None) if same else (cases.features(200, 24), y)
+    wide = bits(CUDA.knn(*batch, k=9))
     cuda_backend.forget_plans()
     monkeypatch.setenv("LDREG_SIMT_MULTIPROCESSORS", "24")
     for seed in ("0", "1"):
         monkeypatch.setenv("LDREG_SIMT_SEED", seed)
-        assert bits(CUDA.knn(y if x is None else x, None if x is None else y, k=9)) == wide
+        assert bits(CUDA.knn(*batch, k=9)) == wide
     assert "narrow" in forced.plans[-1]
     assert "narrow" not in forced.plans[0]
 
@@ -243,6 +254,21 @@ def test_the_order_of_threads_does_not_matter(
         assert everything() == expected
 
 
+@pytest.mark.parametrize(("B", "N", "D", "budget"), [(9, 140, 256, 0), (385, 385, 256, 0), (2100, 2100, 500, 4700 * 512)])
+def test_halves_without_a_tile_in_any_order(
+    forced: Forced, B: int, N: int, D: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warpgroups whose half of a tile is missing free boxes all the same, more than once round the ring."""
+    forced(there("wgmma"), budget=budget)
+    y = CUDA.put(cases.features(N, D))
+    x = y if B == N else CUDA.put(cases.features(B, D, seed=5))
+    problem = Problem(x, y, 10, 0 if B == N else None)
+    expected = bits(cuda_backend.knn(problem))
+    for seed in (1, 2) if budget == 0 else (1,):
+        monkeypatch.setenv("LDREG_SIMT_SEED", str(seed))
+        assert bits(cuda_backend.knn(problem)) == expected
+
+
 # ------------------------------------------------------------------------------------------------- limits
 
 
@@ -282,6 +308,8 @@ def test_memory_does_not_grow_with_pairs(N: int, D: int, same: bool) -> None:
 def test_too_many_pairs_for_one_launch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x has 16777216 rows .* call it for fewer rows at a time"):
         planned(B=1 << 24, N=1 << 24, D=8, x_stride=8, y_stride=8)
+    with pytest.raises(ValueError, match=r"x has 16777216 rows .* call it for fewer rows at a time"):
+        planned(B=1 << 24, N=1 << 24, D=8, x_stride=8, y_stride=8, dtype=1)  # float64: every pair, in dense tiles
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="sizes of other devices are simulated")
