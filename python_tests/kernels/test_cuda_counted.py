@@ -135,7 +135,7 @@ def read(module):
 @pytest.mark.slow
 @pytest.mark.alone  # half a minute of one core for the reading, once for the file
 def test_every_loop_that_a_stage_names_is_in_the_module_and_the_newest_rows_are_its(module, read):
-    """NOTES' figures are those of the file (below); the file's newest are those of this module, to 1 %."""
+    """NOTES' figures are those of the file (below); the file's newest are those of this module, to 1 % (float32)."""
     newest = {
         (row.shape, row.stage): row
         for row in counted.stored()
