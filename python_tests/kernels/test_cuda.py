@@ -72,7 +72,14 @@ def test_widths(forced: Forced, way: str, D: int) -> None:
 
 
 # Rows that the copy engine brings (multiples of 16 bytes): by two warps and by four, whole and in chunks
-BROUGHT = [(2048, "float32"), (2056, "float32"), (4100, "float32"), (24, "bfloat16"), (2048, "bfloat16"), (520, "float16")]
+BROUGHT = [
+    (2048, "float32"),
+    (2056, "float32"),
+    (4100, "float32"),
+    (24, "bfloat16"),
+    (2048, "bfloat16"),
+    (520, "float16"),
+]
 
 
 @pytest.mark.parametrize(("D", "dtype"), BROUGHT)
@@ -254,7 +261,9 @@ def test_the_order_of_threads_does_not_matter(
         assert everything() == expected
 
 
-@pytest.mark.parametrize(("B", "N", "D", "budget"), [(9, 140, 256, 0), (385, 385, 256, 0), (2100, 2100, 500, 4700 * 512)])
+@pytest.mark.parametrize(
+    ("B", "N", "D", "budget"), [(9, 140, 256, 0), (385, 385, 256, 0), (2100, 2100, 500, 4700 * 512)]
+)
 def test_halves_without_a_tile_in_any_order(
     forced: Forced, B: int, N: int, D: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
