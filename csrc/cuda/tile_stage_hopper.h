@@ -226,9 +226,10 @@ struct HopperTileStage {
       if (there) side = look_up(a, tile.tile);  // under way while the product is
       if (there && a.plan.kept > 0) mbarrier_wait(&shared.kept, tile.kept);
       for (int c = 0; there && !mine && c < a.plan.columns; c += kStep) {
+        // One lane frees the box for all: two fillings later, one that is behind would wait for that parity for ever. So the lanes
+        // meet, in a vote, because beside __syncwarp, which also orders memory, ptxas spills.
         await_step(a, shared, ring, group);
-        __syncwarp();  // one lane frees the box for all: two fillings later, the others would take the parity for the old one
-        release(a, shared, ring, group);
+        if (__all_sync(kAllLanes, true)) release(a, shared, ring, group);
         ring.advance(a.plan.kept > 0 ? kWidth : kOfStep, slots_of(a));
       }
       Place previous;
