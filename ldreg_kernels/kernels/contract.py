@@ -75,6 +75,36 @@ class LdregResult(NamedTuple):
 Track = tuple[tuple[str, int], ...]
 
 
+class Pairs(NamedTuple):
+    """All pairs of a row x_i and a candidate y_j, already validated: logits a_ij = scale <x_i, y_j> + bias.
+
+    Rows are unit vectors or zero, so that <x_i, y_j> is a cosine. Without bias a row's sum is
+    ln sum_j exp(a_ij), with one it is sum_j ln(1 + exp(a_ij)). Two functions of a backend module serve it:
+
+        pair_sums(pairs) -> state [2, M]
+        pair_gradients(pairs, state, by_value [M], need_x, need_y) -> ([M, P] or None, [N, P] or None)
+
+    Without bias, state is (top_i, total_i) with value_i = scale top_i + ln total_i: a shift of the cosines that keeps
+    total_i = sum_j exp(scale (<x_i, y_j> - top_i)) in range. With one it is (slope_i, value_i), slope_i the sum of the
+    logits' sigmoids. With w_ij = by_value_i * d value_i / d a_ij the gradients are by the rows, and not yet times
+    `scale`: sum_j w_ij y_j and sum_i w_ij x_i; where y is x, both come added up as the first.
+    """
+
+    x: Tensor  # [M, P] float32 or float64; or, with factors, float16 or bfloat16
+    y: Tensor  # [N, P], same dtype; the same object as x where they are one
+    scale: Tensor  # 0-d, float32 (float64 for float64 rows), > 0
+    bias: Tensor | None  # 0-d, the dtype of scale
+    own: int | None  # candidate own + i is row i itself and left out; None leaves nothing out; 0 where y is x
+    views: int = 1  # 2: candidate own + (i + M / 2) modulo M is the same image, and left out too (own is given then)
+    x_factor: Tensor | None = None  # [M] float32: the unit rows are x_factor_i * x_i (half precision only)
+    y_factor: Tensor | None = None  # [N]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the candidates are the rows."""
+        return self.y is self.x
+
+
 def unit_columns(t: Tensor) -> Tensor:
     """`t`, copied only if its columns are not contiguous (or it is a view that negates, as of a conjugate's imaginary
     part); rows may be strided, or repeated with stride 0.

@@ -11,6 +11,9 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from .contract import Pairs
 
 # name -> (module, device types it serves); order is `auto`'s preference
 _BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -77,3 +80,35 @@ def resolve(name: str, device: torch.device, *, k: int = 0, columns: int = 0) ->
     if kind not in devices(name):
         raise ValueError(f"backend {name!r} serves {' and '.join(devices(name))} tensors, got x on {device}")
     return _module(name)
+
+
+def resolve_pairs(name: str, pairs: Pairs) -> ModuleType:
+    """The module whose `pair_sums` and `pair_gradients` serve `backend=name` for these rows.
+
+    float64 is the reference's; `auto` takes it where no faster backend has the sums.
+
+    Raises:
+        ValueError: unknown name, a backend without these sums, or one that does not serve this device or dtype.
+        RuntimeError: a backend asked for by name that is unavailable, with the reason.
+    """
+    double = pairs.x.dtype == torch.float64
+    if name == "auto":
+        kind = pairs.x.device.type
+        for candidate, (_, usual) in _BACKENDS.items():
+            if kind not in usual or (double and candidate != "reference") or unavailable_reason(candidate) is not None:
+                continue
+            if hasattr(_module(candidate), "pair_sums") and kind in devices(candidate):
+                return _module(candidate)
+    module = resolve(name, pairs.x.device)
+    if not hasattr(module, "pair_sums"):
+        able = [other for other in _BACKENDS if hasattr(_module(other), "pair_sums")]
+        raise ValueError(f"backend must be one of auto, {', '.join(able)} for sums over pairs, got {name!r}")
+    if double and name != "reference":
+        raise ValueError(f'backend must be "auto" or "reference" for float64 rows, got {name!r}')
+    return module
+
+
+def pair_formula(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, own: int | None, views: int) -> Tensor:
+    """The sums over pairs as plain torch, on any device, differentiable as often as wanted."""
+    values: Tensor = _module("reference").formula(x, y, scale, bias, own, views)
+    return values

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from .contract import LID_MAX, MLE_EPSILON, KnnResult, LdregResult, LidResult, Problem, Track
+from .reference_pairs import formula as formula  # the rest of the contract, in a file of its own
+from .reference_pairs import pair_gradients as pair_gradients
+from .reference_pairs import pair_sums as pair_sums
 
 DIRECT = "donot_use_mm_for_euclid_dist"  # differences, not the matrix-product form: accurate at any offset
 

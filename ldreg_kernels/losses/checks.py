@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..ops.validate import autocasts
+from ..kernels import dispatch
+from ..ops import validate
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -40,7 +43,59 @@ def working_dtype(like: str, other: Tensor, **tensors: Tensor | None) -> torch.d
     for name, tensor in tensors.items():
         if tensor is None or tensor.dtype == other.dtype:
             continue
-        if not autocasts(other.device.type):
+        if not validate.autocasts(other.device.type):
             raise TypeError(f"{name} must have the dtype of {like}, {other.dtype}, got {tensor.dtype}")
         widest = torch.promote_types(widest, tensor.dtype)
     return widest
+
+
+def check_bank(name: str, bank: Tensor, like: str, other: Tensor) -> None:
+    """Rows [K, D], K >= 1, of the width and on the device of another argument, or TypeError or ValueError."""
+    check_rows(name, bank)
+    columns = other.shape[1]
+    if bank.shape[0] == 0 or bank.shape[1] != columns:
+        raise ValueError(f"{name} must have shape [K, {columns}] with K >= 1, the D of {like}, got {list(bank.shape)}")
+    if bank.device != other.device:
+        raise ValueError(f"{name} must be on the device of {like}, {other.device}, got {bank.device}")
+
+
+def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -> None:
+    """A positive number, or a 0-d floating point tensor (which is not read: a GPU would have to be waited for)."""
+    if isinstance(temperature, Tensor):
+        check_scalar("temperature", temperature, like)
+        return
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number or a 0-d tensor, got {validate.shown(temperature)}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def check_scalar(name: str, value: Tensor, like: Tensor | None = None) -> None:
+    """A floating point tensor without dimensions, on the device of `like`."""
+    check_floating(name, value)
+    if value.ndim != 0:
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {list(value.shape)}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name} must be on the device of the rows, {like.device}, got {value.device}")
+
+
+def scalar_like(value: float | Tensor, rows: Tensor) -> Tensor:
+    """A number or a 0-d tensor, checked, as a 0-d tensor of the dtype and device of `rows`."""
+    if isinstance(value, Tensor):
+        return value.to(rows.dtype)
+    return torch.full((), value, dtype=rows.dtype, device=rows.device)
+
+
+def scale_of(temperature: float | Tensor, rows: Tensor) -> Tensor:
+    """One over the temperature, 0-d, of the dtype and device of `rows`."""
+    return scalar_like(1 / temperature, rows)
+
+
+def shown_temperature(temperature: float | Tensor) -> str:
+    """For `repr`: the number, or that it is a tensor, which may be on a GPU."""
+    return validate.shown(temperature) if isinstance(temperature, Tensor) else str(temperature)
+
+
+def check_backend(backend: str) -> None:
+    """A name that `backend=` may have, or ValueError."""
+    validate.choice("backend", backend, dispatch.NAMES)

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss of SimCLR, in plain torch.
+"""NT-Xent, the contrastive loss of SimCLR, without the 2N x 2N logits.
 
 With z the 2N projector outputs of N images (view 1 stacked on view 2), s_ij = cos(z_i, z_j) and p(i) the
 other view of image i, the loss is the mean over all 2N rows of a cross-entropy over the 2N - 1 candidates
@@ -6,23 +6,32 @@ that are not the row itself:
 
     l_i = -s_{i,p(i)} / t + ln sum_{j != i} exp(s_ij / t),      L = (1 / 2N) sum_i l_i
 
-The candidates may be joined by the rows of other processes, whose images then count as one batch, and by a memory bank.
+With n_i = ln sum over the 2N - 2 negatives, which the fused sums make (ops/pairs.py), that is ln(1 + exp(n_i - s/t)):
+small losses keep all their digits. The candidates may be joined by the rows of other processes, whose images then count
+as one batch, and by a memory bank.
 
-What this file does not do: keep a memory bank up to date, or tile the 2N x 2N logits.
+What this file does not do: keep a memory bank up to date.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
-from .checks import check_like, check_rows, working_dtype
+from ..ops.pairs import row_logsumexp
+from .checks import (
+    check_backend,
+    check_bank,
+    check_like,
+    check_rows,
+    check_temperature,
+    scale_of,
+    shown_temperature,
+    working_dtype,
+)
 from .cosine import unit_rows
 from .gathering import GatheringLoss
 
@@ -31,10 +40,11 @@ def nt_xent_loss(
     z1: Tensor,
     z2: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     negatives: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     equal_rows: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy between two views of the same images.
 
@@ -43,7 +53,11 @@ def nt_xent_loss(
     2N rows*, as the paper and LDReg's experiments use it. Google's released code adds the means of the two
     views, which is twice this; the factor matters wherever the loss is balanced against a regulariser.
 
-    It is a function of cosines, the same at every scale of the rows; a zero row has cosine 0 and gradient 0.
+    It is a function of cosines, the same at every scale of the rows; a zero row has cosine 0 and gradient 0. At full
+    collapse (all rows equal) the loss is ln(2N - 1) and its gradient is 0; near it, the gradient is small as well.
+
+    No matrix of logits is kept, and none is made: forward and backward take tiles of it, saving O(N D). The gradient of
+    a row is summed in a fixed order, the same on every run. Differentiating twice makes the matrices after all.
 
     With `group` the rows of all W ranks are candidates, and rank r returns the part of its own rows,
 
@@ -60,25 +74,28 @@ def nt_xent_loss(
     Args:
         z1: projector outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
         z2: projector outputs of the second views, [N, D]; row i shows the same image as row i of `z1`.
-        temperature: t > 0, no unit. 0.1 for ImageNet with a ResNet-50, 0.5 for CIFAR-10, in the paper.
+        temperature: t > 0, no unit. 0.1 for ImageNet with a ResNet-50, 0.5 for CIFAR-10, in the paper. A tensor (0-d)
+            may be learned; its value is not looked at, and has to stay positive.
         negatives: a memory bank [K, D], K >= 1, not necessarily normalised; detach it if it is constant.
             Under `group` it is this rank's own: no other rank sees it, and ranks may hold different ones.
         group: the process group whose rows are gathered. None gathers nothing, whatever is initialised.
         equal_rows: every rank of `group` holds equally many rows, which then is not asked for; asking makes a GPU's
             host wait for the device.
+        backend: auto, reference, cpu or triton. float64 is the reference's.
 
     Returns:
         A 0-d tensor. Half precision inputs are computed and returned in float32, float64 stays float64; under autocast,
         several dtypes (a memory bank in float32) in the widest.
 
     Raises:
-        TypeError: an input is not a floating point tensor, dtypes differ outside of autocast, or `temperature` is no
-            number: a tensor that is learned is not supported.
+        TypeError: an input is not a floating point tensor, dtypes differ outside of autocast, or `temperature` is
+            neither a number nor a floating point tensor.
         ValueError: shapes differ or are not [N, D], no negatives exist (N < 2 over all ranks and no memory bank), N < 1
-            beside a memory bank, `temperature` is not positive, this process is not a member of `group`, or its ranks
-            disagree in D or dtype.
+            beside a memory bank, `temperature` is not positive or not 0-d, `backend` is unknown, this process is not a
+            member of `group`, or its ranks disagree in D or dtype.
     """
     _check(z1, z2, temperature, negatives)
+    check_backend(backend)
     validate.flag("equal_rows", equal_rows)
     several = group is not None and several_processes(group)
     # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
@@ -87,51 +104,58 @@ def nt_xent_loss(
     with torch.autocast(z1.device.type, enabled=False):
         z = unit_rows(torch.cat([z1, z2]).to(dtype))  # [2N, D]
         # Rank after rank, view 1 on view 2 of each: a row's other view is in its own rank's block.
-        batch, offset = gather_rows(z, group, equal_rows=equal_rows) if several else (z, 0)  # [2 sum_q N_q, D]
-        images, fewest = batch.shape[0] // 2, 2 if negatives is None else 1
+        batch, offset = gather_rows(z, group, equal_rows=equal_rows) if several else (None, 0)  # [2 sum_q N_q, D]
+        rows = (z if batch is None else batch).shape[0]
+        images, fewest = rows // 2, 2 if negatives is None else 1
         if images < fewest:
             where = " over all ranks of the group" if several else ""
             why = ", so that negatives exist" if negatives is None else ""
             raise ValueError(f"z1 must have at least {fewest} rows{where}{why}, got {images}")
-        candidates = batch if negatives is None else torch.cat([batch, unit_rows(negatives.to(dtype))])  # [M, D]
-        logits = z @ candidates.T / temperature  # [2N, M]
-        own = torch.arange(z.shape[0], device=z.device) + offset  # [2N] where the rows are among the candidates
-        itself = own[:, None] == torch.arange(candidates.shape[0], device=z.device)  # [2N, M]
-        logits = logits.masked_fill(itself, -math.inf)  # a row is never its own candidate
-        total = F.cross_entropy(logits, own.roll(z1.shape[0]), reduction="sum")  # the positive of i is i + N, modulo 2N
-        return total * ((dist.get_world_size(group) if several else 1) / batch.shape[0])
+        scale = scale_of(temperature, z)
+        others = row_logsumexp(z, batch, scale=scale, own=offset, views=2, backend=backend)  # [2N]
+        if negatives is not None:
+            bank = row_logsumexp(z, unit_rows(negatives.to(dtype)), scale=scale, backend=backend)
+            others = torch.logaddexp(others, bank)
+        first, second = z.chunk(2)
+        positive = scale * (first * second).sum(dim=1)  # [N], of a row and of its other view alike
+        total = torch.logaddexp(others - torch.cat([positive, positive]), scale.new_zeros(())).sum()
+        return total * ((dist.get_world_size(group) if several else 1) / rows)
 
 
 class NTXentLoss(GatheringLoss):
     """`nt_xent_loss` with its settings kept: L = (1/2N) sum_i l_i (SimCLR, equation 1).
 
     Args:
-        temperature: t > 0, no unit.
+        temperature: t > 0, no unit; a number, or a 0-d tensor, of which a Parameter becomes one of this module.
         gather: where several processes run, take the rows of all as candidates; forward is then a collective call,
             which every process of the group has to make. If you gather rows yourself, pass gather=False, or they are
             there twice. The function gathers only if it is given a group.
         group: whose rows; None takes the default process group, if one is initialised when the loss is called. Copies
             have the same group; with one the loss cannot be pickled.
         equal_rows: every rank holds equally many rows (a sampler that pads or drops the rest sees to that).
+        backend: as in `nt_xent_loss`.
 
     Raises:
-        TypeError: `temperature` is no number (a tensor that is learned is not supported), a flag no bool, or `group` no
-            process group.
-        ValueError: `temperature` is not positive and finite, this process is not a member of `group`, or `group` comes
-            with gather=False.
+        TypeError: `temperature` is neither a number nor a floating point tensor, a flag no bool, or `group` no process
+            group.
+        ValueError: `temperature` is not positive and finite or not 0-d, `backend` is unknown, this process is not a
+            member of `group`, or `group` comes with gather=False.
     """
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         *,
         gather: bool = True,
         group: dist.ProcessGroup | None = None,
         equal_rows: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__(gather, group, equal_rows)
-        _check_temperature(temperature)
+        check_temperature(temperature)
+        check_backend(backend)
         self.temperature = temperature
+        self.backend = backend
 
     def forward(self, z1: Tensor, z2: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of two batches of projector outputs; see `nt_xent_loss`.
@@ -148,32 +172,24 @@ class NTXentLoss(GatheringLoss):
         if group is None and self.gather and several_processes():
             group = dist.group.WORLD
         return nt_xent_loss(
-            z1, z2, temperature=self.temperature, negatives=negatives, group=group, equal_rows=self.equal_rows
+            z1,
+            z2,
+            temperature=self.temperature,
+            negatives=negatives,
+            group=group,
+            equal_rows=self.equal_rows,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         """The settings, for `repr`; a group has no name that says anything."""
-        return f"temperature={self.temperature}, gather={self.gather}, equal_rows={self.equal_rows}"
+        return f"temperature={shown_temperature(self.temperature)}, gather={self.gather}, equal_rows={self.equal_rows}"
 
 
-def _check_temperature(temperature: float) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature must be a number, not one that is learned, got {validate.shown(temperature)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-
-
-def _check(z1: Tensor, z2: Tensor, temperature: float, negatives: Tensor | None) -> None:
-    _check_temperature(temperature)
+def _check(z1: Tensor, z2: Tensor, temperature: float | Tensor, negatives: Tensor | None) -> None:
     check_rows("z1", z1)
     check_rows("z2", z2)
     check_like("z2", z2, "z1", z1)
-    if negatives is None:
-        return
-    check_rows("negatives", negatives)
-    if negatives.shape[0] == 0 or negatives.shape[1] != z1.shape[1]:
-        raise ValueError(
-            f"negatives must have shape [K, {z1.shape[1]}] with K >= 1, the D of z1, got {list(negatives.shape)}"
-        )
-    if negatives.device != z1.device:
-        raise ValueError(f"negatives must be on the device of z1, {z1.device}, got {negatives.device}")
+    if negatives is not None:
+        check_bank("negatives", negatives, "z1", z1)
+    check_temperature(temperature, z1)

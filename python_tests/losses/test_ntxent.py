@@ -97,13 +97,22 @@ def test_bad_input_names_the_argument(
     ("options", "error", "message"),
     [
         ({"temperature": -1.0}, ValueError, "temperature must be positive and finite, got -1.0"),
-        ({"temperature": True}, TypeError, "temperature must be a number, not one that is learned, got True"),
-        ({"temperature": "0.1"}, TypeError, "temperature must be a number, not one that is learned, got '0.1'"),
+        ({"temperature": True}, TypeError, "temperature must be a number or a 0-d tensor, got True"),
+        ({"temperature": "0.1"}, TypeError, "temperature must be a number or a 0-d tensor, got '0.1'"),
         (
-            {"temperature": nn.Parameter(torch.tensor(0.1))},
+            {"temperature": nn.Parameter(torch.ones(1))},
+            ValueError,
+            "temperature must be a number or a 0-d tensor, got shape [1]",
+        ),
+        (
+            {"temperature": torch.tensor(1)},
             TypeError,
-            "temperature must be a number, not one that is learned, got a Parameter of shape () and dtype "
-            "torch.float32",
+            "temperature must be a floating point tensor, got torch.int64",
+        ),
+        (
+            {"backend": "cudaa"},
+            ValueError,
+            "backend must be one of auto, cuda, triton, cpu, reference, got 'cudaa'",
         ),
         ({"equal_rows": 1}, TypeError, "equal_rows must be True or False, got int 1"),
     ],
