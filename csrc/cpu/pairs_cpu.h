@@ -9,7 +9,10 @@
 // are the same bits. Where rows are the candidates, c_ij is symmetric and row i's gradient, sum_j (w_ij + w_ji) y_j, is
 // its own affair too.
 //
-// Memory: the packed rows, and kThreadFloats a thread.
+// There too, every pair of rows meets once for the sums, if one shift does for all: a tile is summed by rows and by columns,
+// and each sum goes to a place of its own, from where they are added in order.
+//
+// Memory: the packed rows, kParts floats a row where pairs meet once, and kThreadFloats a thread.
 #pragma once
 
 #include "exponentials.h"
@@ -55,6 +58,7 @@ class PairSums {
   }
 
   void sums(float* state) {
+    if (p_.same && one_shift() && !p_.softplus) return sums_of_batch(state);
     const LeftOut left_out(p_, false);
     auto block = [&](int64_t first, int64_t last) {
       const int64_t panels = last - first;
@@ -100,6 +104,66 @@ class PairSums {
     explicit Shares(int64_t n) : share(n), top(n) { std::fill_n(share.get(), n, 0.0f), std::fill_n(top.get(), n, 4.0f); }
     Buffer<float> share, top;
   };
+
+  static constexpr int64_t kParts = 64;
+
+  // total_i of a batch that meets itself: rows in kParts parts, of which each pair meets once.
+  void sums_of_batch(float* state) {
+    const int64_t size = (x_.panels() + kParts - 1) / kParts, parts = (x_.panels() + size - 1) / size;
+    const int64_t padded = x_.panels() * kPanel;
+    Buffer<float> partial(parts * padded);  // [b][i]: what part b adds to row i
+    const LeftOut left_out(p_, false);
+    auto pair = [&](int64_t item) {
+      int64_t a = 0;  // item is one of 0..parts(parts + 1) / 2: (0, 0), (0, 1), (1, 1), (0, 2), ...
+      while ((a + 1) * (a + 2) / 2 <= item) ++a;
+      const int64_t b = item - a * (a + 1) / 2;
+      if (!control_.stopped()) meet_once(a * size, b * size, size, left_out, partial.get() + b * padded,
+                                         partial.get() + a * padded);
+    };
+    parallel_items(parts * (parts + 1) / 2, p_.threads, control_,
+                   [](void* p, int64_t item) { (*static_cast<decltype(pair)*>(p))(item); }, &pair);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      double total = 0;
+      for (int64_t b = 0; b < parts; ++b) total += partial[b * padded + i];
+      state[i] = 1, state[p_.rows + i] = float(total);
+    }
+  }
+
+  // Panels a..a+size with b..b+size: sums over b's rows to of_a, and over a's to of_b unless a is b.
+  void meet_once(int64_t a, int64_t b, int64_t size, const LeftOut& left_out, float* of_a, float* of_b) const {
+    const int64_t a_last = std::min(x_.panels(), a + size), b_last = std::min(x_.panels(), b + size);
+    Buffer<float> tile(kPanel * kPanel), across(kPanel * kLanes);
+    Buffer<double> down((a_last - a) * kPanel);
+    std::fill_n(down.get(), (a_last - a) * kPanel, 0.0);
+    for (int64_t q = b; q < b_last; ++q) {
+      std::fill_n(across.get(), kPanel * kLanes, 0.0f);
+      for (int64_t p = a; p < a_last; ++p) {
+        x_.inner(p, x_, q, tile.get());
+        left_out.mark(tile.get(), p * kPanel, x_.count(p), q * kPanel, x_.count(q));
+        for (int lane = x_.count(p); lane < kPanel; ++lane)  // behind the last row
+          for (int j = 0; j < kPanel; ++j) tile[j * kPanel + lane] = -std::numeric_limits<float>::infinity();
+        add_both_ways(tile.get(), x_.count(q), down.get() + (p - a) * kPanel, across.get());
+      }
+      if (a == b) continue;
+      for (int j = 0; j < kPanel; ++j) of_b[q * kPanel + j] = float(sum(load(across.get() + j * kLanes)));
+    }
+    for (int64_t i = 0; i < (a_last - a) * kPanel; ++i) of_a[a * kPanel + i] = float(down[i]);
+  }
+
+  // exp(scale (c - 1)): down[lane] += over j, across[j] += over the vectors of lanes.
+  LDREG_HOT void add_both_ways(const float* tile, int others, double* down, float* across) const {
+    const float k = p_.scale * kLog2E;
+    Floats total[kVectors] = {};
+    for (int j = 0; j < others; ++j) {
+      Floats row = load(across + j * kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats e = exp2_of((load(tile + j * kPanel + v * kLanes) - 1.0f) * k);
+        total[v] += e, row += e;
+      }
+      std::memcpy(across + j * kLanes, &row, sizeof row);
+    }
+    for (int v = 0; v < kVectors; ++v) add_to(down + v * kLanes, total[v]);
+  }
 
   const PackedRows& candidates() const { return p_.same ? x_ : y_; }
   bool one_shift() const { return p_.scale <= kOneShift; }
