@@ -5,14 +5,14 @@
 //     with bias      value_i = sum_j ln(1 + exp(scale c_ij + bias)),   slope_i its derivative by bias
 //     gradient       sum_j w_ij y_j,  w_ij = by_value_i d value_i / d (scale c_ij)
 //
-// Rows are in the lanes and own their sums: candidates come in the same order whatever the number of threads, so results
-// are the same bits. Where rows are the candidates, c_ij is symmetric and row i's gradient, sum_j (w_ij + w_ji) y_j, is
+// Rows are in the lanes and own their sums: what is added, and in which order, depends on the problem and not on threads, so
+// results are the same bits. Where rows are the candidates, c_ij is symmetric and row i's gradient, sum_j (w_ij + w_ji) y_j, is
 // its own affair too.
 //
 // There too, every pair of rows meets once for the sums, if one shift does for all: a tile is summed by rows and by columns,
 // and each sum goes to a place of its own, from where they are added in order.
 //
-// Memory: the packed rows, kParts floats a row where pairs meet once, and kThreadFloats a thread.
+// Memory: the packed rows, kParts floats a row where pairs meet once, kHeldFloats, and kThreadFloats a thread.
 #pragma once
 
 #include "exponentials.h"
@@ -60,26 +60,38 @@ class PairSums {
   void sums(float* state) {
     if (p_.same && one_shift() && !p_.softplus) return sums_of_batch(state);
     const LeftOut left_out(p_, false);
-    auto block = [&](int64_t first, int64_t last) {
-      const int64_t panels = last - first;
-      Buffer<float> tile(kPanel * kPanel), top(panels * kPanel);
-      Buffer<double> sum(panels * 2 * kPanel);  // of every panel: totals, or slopes and values
+    const Split split(x_, candidates(), 0);
+    const int64_t padded = x_.panels() * kPanel;
+    Buffer<float> top(split.segments * padded), total(split.segments * padded);  // of every segment; with a bias slopes, values
+    in_parts(split, x_, candidates(), [&](const Part& part) {
+      const int64_t panels = part.last - part.first, place = part.segment * padded + part.first * kPanel;
+      Buffer<float> tile(kPanel * kPanel);
+      Buffer<double> sum(panels * 2 * kPanel);
+      float* high = top.get() + place;
       std::fill_n(sum.get(), panels * 2 * kPanel, 0.0);
-      std::fill_n(top.get(), panels * kPanel, one_shift() ? 1.0f : kBelowAll);
-      meet(x_, first, last, candidates(), left_out, tile.get(), [&](int64_t p, int64_t, int others) {
-        double* own = sum.get() + (p - first) * 2 * kPanel;
+      std::fill_n(high, panels * kPanel, one_shift() ? 1.0f : kBelowAll);
+      meet(part, x_, candidates(), left_out, tile.get(), [&](int64_t p, int64_t, int others) {
+        double* own = sum.get() + p * 2 * kPanel;
         if (p_.softplus) add_softplus(tile.get(), others, own);
-        else add_exponentials(tile.get(), others, top.get() + (p - first) * kPanel, own);
+        else add_exponentials(tile.get(), others, high + p * kPanel, own);
       });
-      for (int64_t p = first; p < last; ++p)
-        for (int lane = 0; lane < x_.count(p); ++lane) {
-          const int64_t i = p * kPanel + lane;
-          const double* own = sum.get() + (p - first) * 2 * kPanel + lane;
-          state[i] = p_.softplus ? float(own[kPanel]) : top[(p - first) * kPanel + lane];
-          state[p_.rows + i] = float(own[0]);
-        }
-    };
-    in_blocks(x_, 0, block);
+      for (int64_t i = 0; i < panels * kPanel; ++i) {
+        const double* own = sum.get() + i / kPanel * 2 * kPanel + i % kPanel;
+        total[place + i] = float(own[0]);
+        if (p_.softplus) high[i] = float(own[kPanel]);
+      }
+    });
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      float first = 0;
+      double second = 0;
+      for (int64_t s = 0; s < split.segments; ++s)
+        first = p_.softplus ? first + top[s * padded + i] : s == 0 ? top[i] : std::max(first, top[s * padded + i]);
+      for (int64_t s = 0; s < split.segments; ++s) {
+        const double fell = p_.softplus ? 0 : double(p_.scale) * (top[s * padded + i] - first);
+        second += total[s * padded + i] * std::exp(fell);
+      }
+      state[i] = first, state[p_.rows + i] = float(second);
+    }
   }
 
   // by_x [M, P] (of both roles where rows are the candidates) and by_y [N, P]; null where not wanted.
@@ -96,7 +108,7 @@ class PairSums {
 
  private:
   static constexpr float kBelowAll = -2;  // no cosine is
-  static constexpr int64_t kThreadFloats = 1 << 16, kChunkFloats = 1 << 15;
+  static constexpr int64_t kThreadFloats = 1 << 16, kChunkFloats = 1 << 15, kHeldFloats = 1 << 22, kItems = 64;
 
   // What multiplies a pair's exponential on behalf of one of its rows. Absent rows have share 0, and a top so high that
   // their exponential is 0 as well.
@@ -168,29 +180,49 @@ class PairSums {
   const PackedRows& candidates() const { return p_.same ? x_ : y_; }
   bool one_shift() const { return p_.scale <= kOneShift; }
 
-  // body(first, last) for blocks of panels of `rows`; a block takes `held` floats for each of its rows.
+  // Rows go in blocks of panels, and candidates in as many segments as make kItems items, so that few rows keep all threads
+  // at work too, and read the candidates once. It depends on the problem alone.
+  struct Split {
+    // `held`: floats that are kept of every row for every segment.
+    Split(const PackedRows& lanes, const PackedRows& others, int64_t held) {
+      size = std::max<int64_t>(1, std::min<int64_t>(8, kThreadFloats / (1 + held * kPanel)));
+      blocks = (lanes.panels() + size - 1) / size;
+      const int64_t most = held == 0 ? kItems : kHeldFloats / (held * lanes.rows());
+      segments = std::max<int64_t>(1, std::min({most, (kItems + blocks - 1) / blocks, others.panels()}));
+      span = (others.panels() + segments - 1) / segments;
+      segments = (others.panels() + span - 1) / span;
+    }
+    int64_t size, blocks, segments, span;
+  };
+
+  // Panels first..last of the rows with panels from..to of the candidates.
+  struct Part {
+    int64_t first, last, segment, from, to;
+  };
+
   template <class Body>
-  void in_blocks(const PackedRows& rows, int64_t held, Body&& body) {
-    const int64_t most = std::max<int64_t>(1, std::min<int64_t>(8, kThreadFloats / (1 + held * kPanel)));
-    const int64_t size = std::max<int64_t>(1, std::min(most, rows.panels() / (4 * p_.threads)));
-    auto item = [&](int64_t b) {
-      if (!control_.stopped()) body(b * size, std::min(rows.panels(), (b + 1) * size));
+  void in_parts(const Split& split, const PackedRows& lanes, const PackedRows& others, Body&& body) {
+    auto item = [&](int64_t n) {
+      const int64_t block = n / split.segments * split.size, segment = n % split.segments, from = segment * split.span;
+      if (control_.stopped()) return;
+      body(Part{block, std::min(lanes.panels(), block + split.size), segment, from,
+                std::min(others.panels(), from + split.span)});
     };
-    parallel_items((rows.panels() + size - 1) / size, p_.threads, control_,
-                   [](void* i, int64_t b) { (*static_cast<decltype(item)*>(i))(b); }, &item);
+    parallel_items(split.blocks * split.segments, p_.threads, control_,
+                   [](void* i, int64_t n) { (*static_cast<decltype(item)*>(i))(n); }, &item);
   }
 
-  // use(p, b, rows of b) with the cosines of panels first..last of `lanes` and every panel b of `others` in `tile`.
+  // use(p, b, rows of b) with the cosines of panel part.first + p of `lanes` and panel b of `others` in `tile`.
   template <class Use>
-  void meet(const PackedRows& lanes, int64_t first, int64_t last, const PackedRows& others, const LeftOut& left_out,
-            float* tile, Use&& use) {
+  void meet(const Part& part, const PackedRows& lanes, const PackedRows& others, const LeftOut& left_out, float* tile,
+            Use&& use) {
     const int64_t chunk = std::max<int64_t>(1, kChunkFloats / (others.steps() * kPanel));  // panels that stay in L2
-    for (int64_t from = 0; from < others.panels() && !control_.stopped(); from += chunk)
-      for (int64_t p = first; p < last; ++p)
-        for (int64_t b = from; b < std::min(others.panels(), from + chunk); ++b) {
+    for (int64_t from = part.from; from < part.to && !control_.stopped(); from += chunk)
+      for (int64_t p = part.first; p < part.last; ++p)
+        for (int64_t b = from; b < std::min(part.to, from + chunk); ++b) {
           lanes.inner(p, others, b, tile);
           left_out.mark(tile, p * kPanel, lanes.count(p), b * kPanel, others.count(b));
-          use(p, b, others.count(b));
+          use(p - part.first, b, others.count(b));
         }
   }
 
@@ -230,17 +262,25 @@ class PairSums {
 
   void gradient(const PackedRows& lanes, const PackedRows& others, const LeftOut& left_out, const Shares& of_lanes,
                 const Shares& of_others, float* by_lanes) {
-    const int64_t held = lanes.steps();
-    auto block = [&](int64_t first, int64_t last) {
-      Buffer<float> tile(kPanel * kPanel), out((last - first) * held * kPanel);
-      meet(lanes, first, last, others, left_out, tile.get(), [&](int64_t p, int64_t b, int count) {
-        weigh(tile.get(), count, of_lanes, p * kPanel, of_others, b * kPanel);
-        others.combine(tile.get(), b, b == 0, out.get() + (p - first) * held * kPanel);
+    const int64_t held = lanes.steps(), floats = lanes.rows() * p_.columns;
+    const Split split(lanes, others, held);
+    Buffer<float> partial(split.segments > 1 ? split.segments * floats : 0);
+    in_parts(split, lanes, others, [&](const Part& part) {
+      Buffer<float> tile(kPanel * kPanel), out((part.last - part.first) * held * kPanel);
+      meet(part, lanes, others, left_out, tile.get(), [&](int64_t p, int64_t b, int count) {
+        weigh(tile.get(), count, of_lanes, (part.first + p) * kPanel, of_others, b * kPanel);
+        others.combine(tile.get(), b, b == part.from, out.get() + p * held * kPanel);
       });
+      float* to = split.segments > 1 ? partial.get() + part.segment * floats : by_lanes;
       if (control_.stopped()) return;
-      for (int64_t p = first; p < last; ++p) lanes.unpack(out.get() + (p - first) * held * kPanel, p, by_lanes);
-    };
-    in_blocks(lanes, held, block);
+      for (int64_t p = part.first; p < part.last; ++p) lanes.unpack(out.get() + (p - part.first) * held * kPanel, p, to);
+    });
+    if (split.segments == 1 || control_.stopped()) return;
+    for (int64_t i = 0; i < floats; ++i) {
+      float sum = partial[i];
+      for (int64_t s = 1; s < split.segments; ++s) sum += partial[s * floats + i];
+      by_lanes[i] = sum;
+    }
   }
 
   // The tile's cosines become weights.
