@@ -342,3 +342,55 @@ def test_bad_negatives_are_named(negatives, error: type[Exception], message: str
 def test_no_rows_beside_a_bank_are_refused() -> None:
     with pytest.raises(ValueError, match="z1 must have at least 1 rows, got 0"):
         nt_xent_loss(torch.ones(0, 2), torch.ones(0, 2), negatives=torch.ones(1, 2))
+
+
+def test_a_learned_temperature() -> None:
+    z1, z2 = (z.requires_grad_() for z in views(4, 3))
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b, t: nt_xent_loss(a, b, temperature=t), (z1, z2, temperature))
+    module = NTXentLoss(nn.Parameter(torch.tensor(0.3)))
+    assert [name for name, _ in module.named_parameters()] == ["temperature"]
+    module(z1.float(), z2.float()).backward()
+    (truth,) = torch.autograd.grad(nt_xent_loss(z1, z2, temperature=temperature), temperature)
+    assert float(module.temperature.grad) == pytest.approx(float(truth), rel=1e-5)  # float32, and 1 / 0.3^2
+    assert "temperature=a Parameter of shape ()" in repr(module)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.02, 0.04])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_low_temperatures_in_float32(temperature: float, backend: str) -> None:
+    """Logits up to 100: off by 100 half ulps, 6e-6, and so are what is made of them."""
+    z1, z2 = views(40, 16)
+    for second in (z2, z1 + z2, -z1):  # negatives win, positives win, positives are opposite
+        leaves = [z.float().requires_grad_() for z in (z1, second)]
+        doubles = [z.detach().double().requires_grad_() for z in leaves]
+        loss = nt_xent_loss(*leaves, temperature=temperature, backend=backend)
+        truth = loop_loss(*doubles, temperature)
+        assert loss.item() == pytest.approx(truth.item(), rel=2e-7 / temperature)
+        for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(truth, doubles), strict=True):
+            assert float((ours - theirs).norm() / theirs.norm()) < 2e-7 / temperature
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05])
+def test_losses_far_below_one_ulp_of_their_logits(temperature: float) -> None:
+    """Identical views of orthogonal images: l = ln(1 + (2N - 2) exp(-1/t)), 2e-43 at t = 0.01, 4e-9 at 0.05.
+
+    A float32 logarithm of a sum that holds the positive would be 100 and take 100 away: 0.
+    """
+    z = torch.eye(3)
+    expected = math.log1p(4 * math.exp(-1 / temperature))
+    assert nt_xent_loss(z, z, temperature=temperature).item() == pytest.approx(expected, rel=1e-5, abs=1e-44)
+
+
+def test_one_negative() -> None:
+    """One image whose views are equal, and a bank of one orthogonal row: a logistic loss."""
+    z, bank = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+    assert nt_xent_loss(z, z, temperature=0.5, negatives=bank).item() == pytest.approx(
+        math.log1p(math.exp(-2.0)), rel=1e-14
+    )
+
+
+def test_orthogonal_views() -> None:
+    """All 2N rows orthogonal, positives too: every candidate is as good, l = ln(2N - 1)."""
+    z1, z2 = torch.eye(8, dtype=torch.float64).chunk(2)
+    assert nt_xent_loss(z1, z2, temperature=0.1).item() == pytest.approx(math.log(7), rel=1e-14)
