@@ -37,10 +37,10 @@ def koleo_loss(
     neighbour of others too. The choice of neighbours is constant.
 
     The published code (DINOv2, DINOv3) differs: neighbours by the largest product of normalised rows, in the dtype of
-    the features, where near rows tie; its distances add 1e-8 to every entry of the difference (d is 1e-8 sqrt(D) at a
-    duplicate, and its gradient is one of the order of 1e8 that is unrelated to the rows); rows below 1e-8 are not
-    brought to length 1; and with several ranks it searches among the rows of all. Here duplicates are at distance 0
-    and give -ln(epsilon), with gradient 0 (facebookresearch/dinov2#101).
+    the features, where near rows tie; its distances add 1e-8 to every entry of the difference (at a duplicate
+    d is 1e-8 sqrt(D), and the gradient of that pair 1e8 / (1 + sqrt(D)) along (1, ..., 1), whatever the rows); rows
+    shorter than 1e-8 are not brought to length 1; and DINOv3's version for several ranks searches among the rows of
+    all. Here duplicates are at distance 0 and give -ln(epsilon), with gradient 0 (facebookresearch/dinov2#101).
 
     It is the same at every scale of the rows; a zero row stays zero, at distance 1 from all others, and has no
     gradient. Almost equal rows at distance d have a gradient of 1/(d + epsilon): clip it, or warm up.

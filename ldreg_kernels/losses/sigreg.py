@@ -44,7 +44,8 @@ def sigreg_loss(
     2606.02572, adds a variance term for).
 
     A rule whose knots are h apart has the period 2 pi / h in every projection: 10.1 with the paper's values, 33.5 with
-    the released ones. Rows beyond half of it are drawn to the next multiple instead of to 0; more knots push that out.
+    the released ones. Rows beyond half of it are attracted by the next multiple instead of by 0; more knots push that
+    out.
 
     Under DDP, which averages gradients, it is the mean of the ranks' statistics, each with its own number of rows N and
     its own directions, not the statistic of the joint batch. For that one, every rank takes

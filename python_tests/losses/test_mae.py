@@ -184,9 +184,9 @@ def test_bad_patches_are_named() -> None:
         patchify(torch.ones(1, 3, 4, 6), 0)
     with pytest.raises(TypeError, match=r"patch_size must be an int, got float 2\.0"):
         patchify(torch.ones(1, 3, 4, 6), 2.0)
-    with pytest.raises(TypeError, match="images must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got list"):
         patchify([1.0], 2)
-    with pytest.raises(TypeError, match="patches must be a torch.Tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"patches must be a torch\.Tensor, got NoneType"):
         unpatchify(None, 2, 4, 6)
     with pytest.raises(ValueError, match="height must be at least 1, got 0"):
         unpatchify(torch.ones(1, 6, 12), 2, 0, 6)
