@@ -16,18 +16,7 @@ import torch
 from torch import Tensor
 
 from . import extension, native_pairs
-from .contract import (
-    ESTIMATORS,
-    FORMS,
-    REDUCTIONS,
-    KnnResult,
-    LdregResult,
-    LidResult,
-    Pairs,
-    Problem,
-    Track,
-    unit_columns,
-)
+from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Pairs, Problem, Track, unit_columns
 
 _cpu: ModuleType | None = None
 _reason = ""

@@ -43,7 +43,8 @@ def koleo_loss(
     all. Here duplicates are at distance 0 and give -ln(epsilon), with gradient 0 (facebookresearch/dinov2#101).
 
     It is the same at every scale of the rows; a zero row stays zero, at distance 1 from all others, and has no
-    gradient. Almost equal rows at distance d have a gradient of 1/(d + epsilon): clip it, or warm up.
+    gradient. Almost equal rows at distance d have a gradient of 1/(d + epsilon), parallel ones that are equal up to
+    rounding a huge one: clip it, or warm up.
 
     At full collapse (all rows equal) the loss is -ln(epsilon) and its gradient is 0; near it, with rows d apart, the
     gradient grows like 1/d.

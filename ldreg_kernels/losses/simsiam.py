@@ -15,8 +15,8 @@ def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     """Negative cosine of predictions and of the other view's projections, which are constants.
 
     L = -1/2 [ (1/N) sum_i cos(p1_i, z2_i) + (1/N) sum_i cos(p2_i, z1_i) ]  (Chen & He 2021, "Exploring Simple Siamese
-    Representation Learning", equations 1 and 4), in [-1, 1]. No gradient reaches z1 and z2, also where they are not
-    detached: with it, the method collapses (the paper's section 4.1).
+    Representation Learning", equations 1 and 4), in [-1, 1]. No gradient reaches z1 and z2, detached or not:
+    with one the method collapses (the paper's section 4.1).
 
     It is BYOL's loss but for constants: byol_loss = 4 + 4 simsiam_loss of the same four inputs. So its gradient is a
     quarter of BYOL's, and a regulariser beside it weighs four times as much.
