@@ -106,6 +106,13 @@ def test_gradient_by_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(lambda x: sigreg_loss(x, directions=2, knots=5, generator=generator()), (x,))
 
 
+def test_torch_func_takes_the_gradient() -> None:
+    x = rows(5, 3).requires_grad_()
+    sigreg_loss(x, directions=4, generator=generator()).backward()
+    gradient = torch.func.grad(lambda x: sigreg_loss(x, directions=4, generator=generator()))(x.detach())
+    assert torch.equal(gradient, x.grad)
+
+
 def test_gradient_equals_the_formula() -> None:
     """d/dp_n of N |phi - g|^2 is 2 t (S cos(t p_n) - (C - g) sin(t p_n)), for phi = C + iS."""
     x = rows(4, 1).requires_grad_()  # in one dimension every direction is +-1, and both say the same
