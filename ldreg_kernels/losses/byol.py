@@ -6,11 +6,9 @@ over processes is right as it is).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from .checks import check_like, check_rows, working_dtype
-from .cosine import unit_rows
+from .cross_view import cross_view_cosines
 
 
 def byol_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -22,6 +20,12 @@ def byol_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     and doubles the weight of whatever is added to the loss. No gradient reaches z1 and z2.
 
     It is a function of cosines, the same at every scale of the rows; a zero row has cosine 0 and gradient 0.
+
+    At full collapse (all rows of all inputs equal) the loss is 0, its minimum, and its gradient is 0: only the
+    predictor and the momentum network keep a training away from there.
+
+    Under DDP, which averages gradients, it is the loss of the joint batch where ranks hold equally many rows; otherwise
+    every rank counts the same, however many it holds.
 
     Args:
         p1: the predictor's outputs of the first views, [N, D], any floating dtype, not necessarily normalised.
@@ -37,18 +41,8 @@ def byol_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         TypeError: an input is not a floating point tensor, or its dtype is not that of `p1` outside of autocast.
         ValueError: an input does not have the shape of `p1`, or that is not [N, D] with N >= 1.
     """
-    check_rows("p1", p1)
-    if p1.shape[0] < 1:
-        raise ValueError("p1 must have at least 1 row, got 0")
-    for name, rows in (("p2", p2), ("z1", z1), ("z2", z2)):
-        check_rows(name, rows)
-        check_like(name, rows, "p1", p1)
-    dtype = working_dtype("p1", p1, p2=p2, z1=z1, z2=z2)
-    with torch.autocast(p1.device.type, enabled=False):
-        predictions = unit_rows(torch.cat([p1, p2]).to(dtype))  # [2N, D]
-        targets = unit_rows(torch.cat([z2, z1]).detach().to(dtype))  # [2N, D] the other view's
-        cosines = (predictions * targets).sum(dim=1)  # [2N]
-        return 2 * (2 - 2 * cosines).mean()  # twice the mean over 2N: the mean over N of the sum of two
+    # Twice the mean over 2N: the mean over N of the sum of two.
+    return 2 * (2 - 2 * cross_view_cosines(p1, p2, z1, z2)).mean()
 
 
 class BYOLLoss(nn.Module):

@@ -64,10 +64,15 @@ def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -
     if isinstance(temperature, Tensor):
         check_scalar("temperature", temperature, like)
         return
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature must be a number or a 0-d tensor, got {validate.shown(temperature)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check_positive("temperature", temperature, "a number or a 0-d tensor")
+
+
+def check_positive(name: str, value: float, kind: str = "a number") -> None:
+    """A positive, finite number, or TypeError or ValueError; `kind` is what else the message offers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {kind}, got {validate.shown(value)}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_scalar(name: str, value: Tensor, like: Tensor | None = None) -> None:

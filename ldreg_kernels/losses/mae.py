@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops import validate
 from .checks import check_floating
 
 
@@ -27,8 +28,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         [N, (H/p)(W/p), p p C], of the same dtype.
 
     Raises:
+        TypeError: `images` is no tensor, or `patch_size` no int.
         ValueError: `images` is not 4-d, or its sides are no multiples of `patch_size`.
     """
+    _check_tensor("images", images)
     if images.ndim != 4:
         raise ValueError(f"images must have shape [N, C, H, W], got {list(images.shape)}")
     n, channels, height, width = images.shape
@@ -50,8 +53,10 @@ def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Ten
         [N, P/(p p), H, W], of the same dtype.
 
     Raises:
+        TypeError: `patches` is no tensor, or a number no int.
         ValueError: `patches` is not 3-d, `height` or `width` is no multiple of `patch_size`, or L or P do not fit them.
     """
+    _check_tensor("patches", patches)
     if patches.ndim != 3:
         raise ValueError(f"patches must have shape [N, L, P], got {list(patches.shape)}")
     rows, columns = _grid(height, width, patch_size)
@@ -75,7 +80,13 @@ def mae_loss(prediction: Tensor, target: Tensor, mask: Tensor, *, norm_pix: bool
     mean and unbiased variance, t = (target - mean) / sqrt(var + 1e-6), the paper's better variant.
 
     If no patch is masked the loss is 0/0, NaN: raising an error would need the mask on the host, which synchronises
-    every step.
+    every step. The published code is the same in the dtype that it gets, which under autocast is a half one.
+
+    The targets are given, so collapse is no minimum: where all predictions are equal to some c, patch by patch the
+    gradient is 2 (c - t)/(P M) for M masked patches, and where c is the targets' mean it still differs between patches.
+
+    Under DDP, which averages gradients, it is the loss of the joint batch where ranks mask equally many patches;
+    otherwise every rank counts the same, however many it masks.
 
     Args:
         prediction: the decoder's outputs, [N, L, P], any floating dtype.
@@ -88,8 +99,9 @@ def mae_loss(prediction: Tensor, target: Tensor, mask: Tensor, *, norm_pix: bool
         A 0-d tensor. It is computed and returned in the widest of the two dtypes and float32.
 
     Raises:
-        TypeError: `prediction` or `target` is not a floating point tensor.
-        ValueError: shapes do not fit, or `norm_pix` with P = 1, which has no unbiased variance.
+        TypeError: `prediction` or `target` is not a floating point tensor, `mask` not a real one, or `norm_pix` no
+            bool.
+        ValueError: shapes or devices do not fit, or `norm_pix` with P = 1, which has no unbiased variance.
     """
     _check(prediction, target, mask, norm_pix)
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
@@ -108,11 +120,14 @@ class MAELoss(nn.Module):
 
     Args:
         norm_pix: whether to normalise the target patches.
+
+    Raises:
+        TypeError: `norm_pix` is no bool.
     """
 
     def __init__(self, norm_pix: bool = True) -> None:
         super().__init__()
-        self.norm_pix = norm_pix
+        self.norm_pix = validate.flag("norm_pix", norm_pix)
 
     def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Loss of predicted patches; see `mae_loss`.
@@ -133,16 +148,28 @@ class MAELoss(nn.Module):
 
 
 def _grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+    for name, value in (("patch_size", patch_size), ("height", height), ("width", width)):
+        validate.at_least(name, value, 1)
     if height % patch_size or width % patch_size:
         raise ValueError(f"height and width must be multiples of patch_size = {patch_size}, got {height} x {width}")
     return height // patch_size, width // patch_size
 
 
+def _check_tensor(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
 def _check(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> None:
     check_floating("prediction", prediction)
     check_floating("target", target)
+    _check_tensor("mask", mask)
+    if mask.is_complex():
+        raise TypeError(f"mask must be bool, integer or floating, got {mask.dtype}")
+    validate.flag("norm_pix", norm_pix)
+    for name, tensor in (("target", target), ("mask", mask)):
+        if tensor.device != prediction.device:
+            raise ValueError(f"{name} must be on the device of prediction, {prediction.device}, got {tensor.device}")
     if prediction.ndim != 3:
         raise ValueError(f"prediction must have shape [N, L, P], got {list(prediction.shape)}")
     if target.shape != prediction.shape:

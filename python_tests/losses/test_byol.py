@@ -172,3 +172,12 @@ ROWS = torch.ones(3, 2)
 def test_bad_input_names_the_argument(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         byol_loss(*arguments)
+
+
+def test_full_collapse_is_the_minimum_without_gradient() -> None:
+    row = outputs(1, 5)[0].expand(6, 5)
+    p = row.clone().requires_grad_()
+    loss = byol_loss(p, p, row, row)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-14)
+    assert float(p.grad.abs().max()) < 1e-14  # the rounding of z/|z| - cos p/|p|

@@ -146,11 +146,33 @@ ROWS, MASK = torch.ones(2, 3, 4), torch.ones(2, 3)
         ((ROWS, ROWS[:1], MASK), ValueError, r"target must have the shape of prediction, \[2, 3, 4\]"),
         ((ROWS, ROWS, MASK.T), ValueError, r"mask must have shape \[N, L\], \[2, 3\], got \[3, 2\]"),
         ((ROWS[..., :1], ROWS[..., :1], MASK), ValueError, "prediction must have at least 2 numbers per patch"),
+        ((ROWS, ROWS, None), TypeError, "mask must be a torch.Tensor, got NoneType"),
+        ((ROWS, ROWS, MASK.cfloat()), TypeError, "mask must be bool, integer or floating, got torch.complex64"),
+        ((ROWS, ROWS.to("meta"), MASK), ValueError, "target must be on the device of prediction, cpu, got meta"),
+        ((ROWS, ROWS, MASK.to("meta")), ValueError, "mask must be on the device of prediction, cpu, got meta"),
     ],
 )
 def test_bad_input_names_the_argument(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         mae_loss(*arguments)
+
+
+def test_norm_pix_is_a_bool() -> None:
+    with pytest.raises(TypeError, match="norm_pix must be True or False, got int 1"):
+        MAELoss(1)
+    with pytest.raises(TypeError, match="norm_pix must be True or False, got str 'yes'"):
+        mae_loss(ROWS, ROWS, MASK, norm_pix="yes")
+
+
+def test_equal_predictions_are_no_minimum() -> None:
+    """Each patch is drawn to its own target by 2 (c - t) / (P M), also where c is the mean of the targets."""
+    _, target, mask = problem(3, 4, 6)
+    constant = target[mask].mean(dim=0)
+    prediction = constant.expand_as(target).clone().requires_grad_()
+    mae_loss(prediction, target, mask, norm_pix=False).backward()
+    expected = 2 * (constant - target) / (6 * int(mask.sum())) * mask[..., None]
+    torch.testing.assert_close(prediction.grad, expected, rtol=1e-12, atol=1e-16)  # float64, a few operations
+    assert float(prediction.grad.norm()) > 0.01
 
 
 def test_bad_patches_are_named() -> None:
@@ -160,6 +182,16 @@ def test_bad_patches_are_named() -> None:
         patchify(torch.ones(1, 3, 4, 6), 3)
     with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
         patchify(torch.ones(1, 3, 4, 6), 0)
+    with pytest.raises(TypeError, match=r"patch_size must be an int, got float 2\.0"):
+        patchify(torch.ones(1, 3, 4, 6), 2.0)
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got list"):
+        patchify([1.0], 2)
+    with pytest.raises(TypeError, match=r"patches must be a torch\.Tensor, got NoneType"):
+        unpatchify(None, 2, 4, 6)
+    with pytest.raises(ValueError, match="height must be at least 1, got 0"):
+        unpatchify(torch.ones(1, 6, 12), 2, 0, 6)
+    with pytest.raises(ValueError, match="width must be at least 1, got -6"):
+        unpatchify(torch.ones(1, 6, 12), 2, 4, -6)
     with pytest.raises(ValueError, match=r"patches must have shape \[N, 6, a multiple of 4\].*got \[1, 4, 12\]"):
         unpatchify(torch.ones(1, 4, 12), 2, 4, 6)
     with pytest.raises(ValueError, match=r"patches must have shape \[N, L, P\]"):
