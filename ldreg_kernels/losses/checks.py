@@ -60,14 +60,33 @@ def check_bank(name: str, bank: Tensor, like: str, other: Tensor) -> None:
 
 
 def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -> None:
+    """A positive number, or a 0-d floating point tensor."""
+    check_positive("temperature", temperature, like)
+
+
+def check_positive(name: str, value: float | Tensor, like: Tensor | None = None) -> None:
     """A positive number, or a 0-d floating point tensor (which is not read: a GPU would have to be waited for)."""
-    if isinstance(temperature, Tensor):
-        check_scalar("temperature", temperature, like)
+    if isinstance(value, Tensor):
+        check_scalar(name, value, like)
         return
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature must be a number or a 0-d tensor, got {validate.shown(temperature)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    _check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_finite(name: str, value: float | Tensor, like: Tensor | None = None) -> None:
+    """A finite number, or a 0-d floating point tensor (which is not read)."""
+    if isinstance(value, Tensor):
+        check_scalar(name, value, like)
+        return
+    _check_number(name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {validate.shown(value)}")
 
 
 def check_scalar(name: str, value: Tensor, like: Tensor | None = None) -> None:
