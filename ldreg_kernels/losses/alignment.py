@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import validate
-from .checks import check_like, check_rows, working_dtype
+from .checks import check_like, check_number, check_rows, working_dtype
 from .cosine import unit_rows
 
 
@@ -98,7 +97,6 @@ class AlignmentLoss(nn.Module):
 
 
 def _check_alpha(alpha: float) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"alpha must be a number, got {validate.shown(alpha)}")
+    check_number("alpha", alpha)
     if not 1 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 1 and finite, got {alpha}")

@@ -69,7 +69,7 @@ def check_positive(name: str, value: float | Tensor, like: Tensor | None = None)
     if isinstance(value, Tensor):
         check_scalar(name, value, like)
         return
-    _check_number(name, value)
+    check_number(name, value, "a number or a 0-d tensor")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
@@ -79,14 +79,15 @@ def check_finite(name: str, value: float | Tensor, like: Tensor | None = None) -
     if isinstance(value, Tensor):
         check_scalar(name, value, like)
         return
-    _check_number(name, value)
+    check_number(name, value, "a number or a 0-d tensor")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def _check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float, what: str = "a number") -> None:
+    """A number, or TypeError. (`validate.number` asks whether it is finite, which torch.compile has no symbol for.)"""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a 0-d tensor, got {validate.shown(value)}")
+        raise TypeError(f"{name} must be {what}, got {validate.shown(value)}")
 
 
 def check_scalar(name: str, value: Tensor, like: Tensor | None = None) -> None:

@@ -24,6 +24,7 @@ from .checks import (
     check_backend,
     check_bank,
     check_like,
+    check_number,
     check_positive,
     check_rows,
     check_temperature,
@@ -126,7 +127,7 @@ def cross_entropy_of_keys(
     equal_rows: bool,
     backend: str,
 ) -> Tensor:
-    """Mean over the queries of all ranks, this rank's part, from unit rows; `name` is what messages call the queries."""
+    """Mean over the queries of all ranks, this rank's part; of unit rows. `name` is what messages call the queries."""
     several = group is not None and several_processes(group)
     mine = keys if bank is None else keys.detach()[:, :0]  # beside a queue, only how many there are
     candidates, offset = gather_rows(mine, group, equal_rows=equal_rows) if several else (mine, 0)
@@ -213,7 +214,6 @@ class InfoNCELoss(GatheringLoss):
 
 
 def _check_base(base_temperature: float | None) -> None:
-    if isinstance(base_temperature, Tensor):
-        raise TypeError(f"base_temperature must be a number or None, got {validate.shown(base_temperature)}")
     if base_temperature is not None:
+        check_number("base_temperature", base_temperature)
         check_positive("base_temperature", base_temperature)

@@ -25,6 +25,7 @@ from .checks import (
     check_backend,
     check_finite,
     check_like,
+    check_number,
     check_positive,
     check_rows,
     scalar_like,
@@ -109,7 +110,7 @@ class SigmoidLoss(GatheringLoss):
     """`sigmoid_loss` that owns its scale and bias: -(1/N) sum_ij ln sigmoid(l_ij (scale cos_ij + bias)) (SigLIP).
 
     As in the paper the logarithm of the scale is learned, `log_scale`, and `bias`; both belong into the optimiser,
-    without weight decay. DDP averages the gradients of what it wraps: make the loss a part of that, or average these two.
+    without weight decay. DDP averages the gradients of what it wraps: make the loss a part of that.
 
     Args:
         scale: initial value, > 0.
@@ -143,9 +144,8 @@ class SigmoidLoss(GatheringLoss):
         backend: str = "auto",
     ) -> None:
         super().__init__(gather, group, equal_rows)
-        for name, value in (("scale", scale), ("bias", bias)):
-            if isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a number, got {validate.shown(value)}")
+        check_number("scale", scale)
+        check_number("bias", bias)
         check_positive("scale", scale)
         check_finite("bias", bias)
         check_backend(backend)
