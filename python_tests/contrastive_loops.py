@@ -76,7 +76,7 @@ def assert_near(
     doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     ours, theirs = loss(*leaves), truth(*doubles)
-    rounding = 8 * max(torch.finfo(leaf.dtype).eps if leaf.dtype == torch.float64 else 1.2e-7 for leaf in leaves)
+    rounding = 8 * torch.finfo(leaves[0].dtype).eps
     assert abs(ours.item() - theirs.item()) <= rounding * (weight * (1 + steepness) + abs(theirs.item()))
     ours.backward()
     theirs.backward()

@@ -45,15 +45,16 @@ def nnclr_loss(
     """Cross-entropy of nearest neighbours of one view among the predictions of the other, the mean of both ways.
 
     L = (1/2N) sum_i [ -a_ii/t + ln sum_j exp(a_ij/t) - b_ii/t + ln sum_j exp(b_ij/t) ] with a_ij = cos(nn1_i, p2_j) and
-    b_ij = cos(nn2_i, p1_j)  (Dwibedi et al. 2021, "With a Little Help from My Friends", equations 2 to 4 and its
+    b_ij = cos(nn2_i, p1_j)  (Dwibedi et al. 2021, "With a Little Help from My Friends", section 3.2 and its
     pseudo-code). No gradient reaches nn1 and nn2.
 
         nn1, nn2 = queue(z1), queue(z2)                  # a SupportQueue
         loss = nnclr_loss(nn1, nn2, p1, p2)
         queue.enqueue(z1)                                # the first view only, as in the paper
 
-    Other code: solo-learn's is this loss. lightly's example gives neighbours and predictions to NTXentLoss, which takes
-    the rows of a row's own view as candidates too: 2N - 1 logits for each of 2N rows, another loss.
+    Other code: solo-learn's is this loss, among a rank's own rows. lightly's example gives neighbours and predictions
+    to NTXentLoss, which has rows of the same side as negatives too: 2N - 1 logits for each of 2N rows, another loss.
+    Some add the transposed logits, predictions that look for their neighbour; this does not.
 
     At collapse (all rows equal) the loss is ln N and its gradient is 0, as wherever all rows lie on one line through 0
     (rank 1). A zero row has cosine 0 and gradient 0.
@@ -102,7 +103,7 @@ def nnclr_loss(
 
 
 class NNCLRLoss(GatheringLoss):
-    """`nnclr_loss` with its settings kept: half the sum of two cross-entropies (NNCLR, equations 2 to 4).
+    """`nnclr_loss` with its settings kept: half the sum of two cross-entropies (NNCLR, section 3.2).
 
     Args:
         temperature: t > 0, no unit; a number, or a 0-d tensor, of which a Parameter becomes one of this module.
@@ -167,7 +168,7 @@ class SupportQueue(nn.Module):
     """The last `size` projections, normalised, first in first out, and the nearest of them to given rows.
 
     `queue(z)` is n_i = argmax over the rows q of the queue of cos(z_i, q), by an exact search through what has been
-    put in (Dwibedi et al. 2021, equation 1; a support set of 98304 rows there). While nothing has been, a row is its
+    put in (Dwibedi et al. 2021, section 3.2; a support set of 98304 rows there). While nothing has been, a row is its
     own neighbour, z_i / |z_i|: the first steps are plain contrast of two views. (solo-learn and lightly begin with
     random unit rows, which every image is pulled to until the queue has been filled once.)
 
@@ -219,8 +220,7 @@ class SupportQueue(nn.Module):
         """
         rows = self._unit(z)
         if self.filled:
-            with torch.autocast(z.device.type, enabled=False):
-                nearest = knn(rows.to(self.rows.dtype), self.rows[: self.filled], k=1, backend=self.backend).indices
+            nearest = knn(rows.to(self.rows.dtype), self.rows[: self.filled], k=1, backend=self.backend).indices
             rows = self.rows[nearest[:, 0]]
         return rows.to(z.dtype)
 
@@ -244,7 +244,8 @@ class SupportQueue(nn.Module):
         if group is not None and several_processes(group):
             rows = gather_rows(rows, group, equal_rows=equal_rows).rows
         size, count = self.rows.shape[0], rows.shape[0]
-        place = torch.arange(max(0, count - size), count, device=rows.device)  # those that stay
+        place = torch.arange(max(0, count - size), count, device=rows.device)
+        # Only those that stay: of two rows for one place a GPU may write either.
         self.rows[(self.pointer + place) % size] = rows[place]
         self.pointer = (self.pointer + count) % size
         self.filled = min(size, self.filled + count)

@@ -211,12 +211,14 @@ def test_an_empty_queue_gives_the_rows_themselves() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_result_has_the_dtype_of_the_rows_and_no_gradient(dtype: torch.dtype) -> None:
-    """Also under autocast, which must not lower the search."""
-    queue, z = SupportQueue(8, 3), rows(1, 4, 3, dtype=dtype)[0].requires_grad_()
+    """Also under autocast, which does not lower the search: bfloat16 would find others among so many."""
+    queue, z = SupportQueue(500, 16), rows(1, 100, 16, dtype=dtype)[0].requires_grad_()
+    queue.enqueue(rows(1, 400, 16, seed=1)[0])
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             found = queue(z)
         assert (found.dtype, found.shape, found.requires_grad) == (dtype, z.shape, False)
+        assert torch.equal(found, queue(z))
         queue.enqueue(z)
     assert not queue.rows.requires_grad
     assert list(queue.parameters()) == []
