@@ -129,6 +129,29 @@ void ldreg_loss(const PyProblem& problem, int estimator, int k, const Tracks& tr
   of_rows(rows, form, target, reduction, lids, degenerate, value, coeff);
 }
 
+struct PyPairs {
+  py::object tensors;  // kept alive: the addresses are theirs
+  ldreg::PairsProblem p;
+  PyPairs(py::object held, uintptr_t x, int64_t rows, int64_t x_stride, uintptr_t y, int64_t candidates, int64_t y_stride,
+          int64_t columns, bool same, float scale, bool softplus, float bias, int64_t own, int views, int threads)
+      : tensors(std::move(held)),
+        p{pointer<const float>(x), pointer<const float>(y), rows, candidates, columns, x_stride, y_stride, same, scale,
+          softplus, bias, own, views, threads} {}
+};
+
+void pair_sums(const PyPairs& pairs, uintptr_t state) {
+  const Kernels& kernels = native_kernels();
+  run([&](ldreg::Control& control) { kernels.pair_sums(pairs.p, pointer<float>(state), control); });
+}
+
+void pair_gradients(const PyPairs& pairs, uintptr_t state, uintptr_t by_value, uintptr_t by_x, uintptr_t by_y) {
+  const Kernels& kernels = native_kernels();
+  run([&](ldreg::Control& control) {
+    kernels.pair_gradients(pairs.p, pointer<const float>(state), pointer<const float>(by_value), pointer<float>(by_x),
+                           pointer<float>(by_y), control);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -149,6 +172,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("ldreg", &ldreg_loss, py::arg("problem"), py::arg("estimator"), py::arg("k"), py::arg("track"), py::arg("lid"),
         py::arg("degenerate"), py::arg("tracked"), py::arg("grad"), py::arg("form"), py::arg("target"), py::arg("reduction"),
         py::arg("value"), py::arg("coeff"));
+  py::class_<PyPairs>(m, "Pairs")
+      .def(py::init<py::object, uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, bool, float, bool, float,
+                    int64_t, int, int>(),
+           py::arg("tensors"), py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("y"), py::arg("candidates"),
+           py::arg("y_stride"), py::arg("columns"), py::arg("same"), py::arg("scale"), py::arg("softplus"), py::arg("bias"),
+           py::arg("own"), py::arg("views"), py::arg("threads"));
+  m.def("pair_sums", &pair_sums, py::arg("pairs"), py::arg("state"));
+  m.def("pair_gradients", &pair_gradients, py::arg("pairs"), py::arg("state"), py::arg("by_value"), py::arg("by_x"),
+        py::arg("by_y"));
   py::class_<PooledBuffer>(m, "PooledBuffer", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer([](PooledBuffer& b) {

@@ -98,3 +98,12 @@ def gradient(backend: str, dtype: torch.dtype, largest_lid: float) -> float:
         return GRADIENT_FLOAT64
     per_lid = LID if backend == "reference" else GRADIENT_PER_LID
     return max(GRADIENT, per_lid * (1 + largest_lid)) + GRADIENT_ROUNDING.get(dtype, 0.0)
+
+
+def pairs(largest_logit: float) -> float:
+    """Relative tolerance of float32 sums over pairs and their gradients; of logarithms, relative to 1 + their size.
+
+    A cosine is off by about half an ulp, 6e-8, and so is a logit, of its size, when scale and bias have come to it; its
+    exponential is off by as much. Sums of hundreds of terms and the exponential itself add a few roundings.
+    """
+    return 1.2e-7 * (4 + largest_logit)

@@ -2,4 +2,5 @@
 #define LDREG_ISA avx2
 #include "kernels.h"
 
-const ldreg::Kernels ldreg::kernels_avx2{"avx2", ldreg::knn_any, ldreg::lid_any};
+const ldreg::Kernels ldreg::kernels_avx2{"avx2", ldreg::knn_any, ldreg::lid_any, ldreg::pair_sums_any,
+                                            ldreg::pair_gradients_any};

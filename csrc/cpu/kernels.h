@@ -4,6 +4,7 @@
 
 #include "knn_cpu.h"
 #include "lid_cpu.h"
+#include "pairs_cpu.h"
 
 namespace ldreg {
 inline namespace LDREG_ISA {
@@ -43,6 +44,25 @@ inline void knn_any(const Problem& p, const KnnOutput& out, Control& control) {
 inline void lid_any(const Problem& p, const LidRequest& request, const LidOutput& out, Control& control) {
   run(p, work_of(p, out.grad != nullptr), control,
       [&](const Problem& own, auto* t) { lid<std::remove_pointer_t<decltype(t)>>(own, request, out, control); });
+}
+
+// f(problem) with as many threads as `products` of all pairs are worth.
+template <class F>
+void run_pairs(PairsProblem p, double products, Control& control, F&& f) {
+  const double pairs = double(p.rows) * double(p.candidates);
+  p.threads = threads_for(pairs * products * (1 + double(p.columns) / 30), p.threads);
+  auto call = [&] { f(p); };
+  with_team(p.threads, control, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+}
+
+inline void pair_sums_any(const PairsProblem& p, float* state, Control& control) {
+  run_pairs(p, 1, control, [&](const PairsProblem& own) { PairSums(own, control).sums(state); });
+}
+
+inline void pair_gradients_any(const PairsProblem& p, const float* state, const float* by_value, float* by_x, float* by_y,
+                               Control& control) {
+  run_pairs(p, 2 * (bool(by_x) + bool(by_y)), control,
+            [&](const PairsProblem& own) { PairSums(own, control).gradients(state, by_value, by_x, by_y); });
 }
 
 }  // namespace LDREG_ISA

@@ -57,6 +57,19 @@ struct LidOutput {
   void* grad;           // [B, D] Real, or null
 };
 
+// All pairs of unit rows x_i and candidates y_j; see kernels/contract.py.
+struct PairsProblem {
+  const float *x, *y;
+  int64_t rows, candidates, columns, x_stride, y_stride;
+  bool same;      // y is x
+  float scale;
+  bool softplus;  // the logits have a bias, and sums are of ln(1 + exp(logit))
+  float bias;
+  int64_t own;    // candidate own + i is row i, and left out; negative: none is
+  int views;      // 2: and candidate own + (i + rows / 2) modulo rows
+  int threads;
+};
+
 struct Control;
 
 // One set of kernels per instruction set; `native_kernels()` picks.
@@ -64,6 +77,9 @@ struct Kernels {
   const char* isa;
   void (*knn)(const Problem&, const KnnOutput&, Control&);
   void (*lid)(const Problem&, const LidRequest&, const LidOutput&, Control&);
+  // state [2, rows]; by_value [rows], by_x [rows, columns], by_y [candidates, columns], either of them null.
+  void (*pair_sums)(const PairsProblem&, float* state, Control&);
+  void (*pair_gradients)(const PairsProblem&, const float* state, const float* by_value, float* by_x, float* by_y, Control&);
 };
 
 extern const Kernels kernels_portable;

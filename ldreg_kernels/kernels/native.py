@@ -15,8 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import extension
-from .contract import ESTIMATORS, FORMS, REDUCTIONS, KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
+from . import extension, native_pairs
+from .contract import (
+    ESTIMATORS,
+    FORMS,
+    REDUCTIONS,
+    KnnResult,
+    LdregResult,
+    LidResult,
+    Pairs,
+    Problem,
+    Track,
+    unit_columns,
+)
 
 _cpu: ModuleType | None = None
 _reason = ""
@@ -189,6 +200,18 @@ def ldreg(
         coeff.data_ptr(),
     )
     return LdregResult(value, coeff, grad, *rows)
+
+
+def pair_sums(pairs: Pairs) -> Tensor:
+    """Contract `pair_sums`."""
+    return native_pairs.sums(_extension(), pairs)
+
+
+def pair_gradients(
+    pairs: Pairs, state: Tensor, by_value: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Contract `pair_gradients`."""
+    return native_pairs.gradients(_extension(), pairs, state, by_value, need_x, need_y)
 
 
 def scale_rows(scale: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:

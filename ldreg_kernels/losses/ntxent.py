@@ -32,7 +32,7 @@ from .checks import (
     shown_temperature,
     working_dtype,
 )
-from .cosine import unit_rows
+from .cosine import half_rows, unit_rows
 from .gathering import GatheringLoss
 
 
@@ -102,24 +102,26 @@ def nt_xent_loss(
     # and autocast must not take the matmul back down.
     dtype = working_dtype("z1", z1, z2=z2, negatives=negatives)
     with torch.autocast(z1.device.type, enabled=False):
-        z = unit_rows(torch.cat([z1, z2]).to(dtype))  # [2N, D]
+        rows = torch.cat([z1, z2])
+        z, half = unit_rows(rows.to(dtype)), None if several else half_rows(rows, backend)  # [2N, D]
         # Rank after rank, view 1 on view 2 of each: a row's other view is in its own rank's block.
         batch, offset = gather_rows(z, group, equal_rows=equal_rows) if several else (None, 0)  # [2 sum_q N_q, D]
-        rows = (z if batch is None else batch).shape[0]
-        images, fewest = rows // 2, 2 if negatives is None else 1
+        candidates = (z if batch is None else batch).shape[0]
+        images, fewest = candidates // 2, 2 if negatives is None else 1
         if images < fewest:
             where = " over all ranks of the group" if several else ""
             why = ", so that negatives exist" if negatives is None else ""
             raise ValueError(f"z1 must have at least {fewest} rows{where}{why}, got {images}")
         scale = scale_of(temperature, z)
-        others = row_logsumexp(z, batch, scale=scale, own=offset, views=2, backend=backend)  # [2N]
+        others = row_logsumexp(z, batch, scale=scale, own=offset, views=2, x_half=half, backend=backend)  # [2N]
         if negatives is not None:
-            bank = row_logsumexp(z, unit_rows(negatives.to(dtype)), scale=scale, backend=backend)
+            bank, bank_half = unit_rows(negatives.to(dtype)), half_rows(negatives, backend)
+            bank = row_logsumexp(z, bank, scale=scale, x_half=half, y_half=bank_half, backend=backend)
             others = torch.logaddexp(others, bank)
         first, second = z.chunk(2)
         positive = scale * (first * second).sum(dim=1)  # [N], of a row and of its other view alike
         total = torch.logaddexp(others - torch.cat([positive, positive]), scale.new_zeros(())).sum()
-        return total * ((dist.get_world_size(group) if several else 1) / rows)
+        return total * ((dist.get_world_size(group) if several else 1) / candidates)
 
 
 class NTXentLoss(GatheringLoss):

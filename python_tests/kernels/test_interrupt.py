@@ -31,10 +31,13 @@ def count():
         time.sleep(0.002)
         ticks += 1
 
+from ldreg_kernels.losses import nt_xent_loss
+
 x = torch.randn(60000, 512)
 call = {
     "knn": lambda: ldk.knn(x, k=64, backend="cpu"),
     "ldreg_loss": lambda: ldk.ldreg_loss(x.requires_grad_(), k=64, backend="cpu"),
+    "nt_xent_loss": lambda: nt_xent_loss(x, x.flip(0).requires_grad_(), backend="cpu").backward(),
 }[sys.argv[1]]
 ldk.knn(torch.randn(100, 8), k=4, backend="cpu")
 threading.Thread(target=count, daemon=True).start()
@@ -51,7 +54,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("function", ["knn", "ldreg_loss"])
+@pytest.mark.parametrize("function", ["knn", "ldreg_loss", "nt_xent_loss"])
 def test_ctrl_c_ends_a_long_run(function):
     reason = ldk.backends()["cpu"]
     assert reason is None, reason

@@ -1,4 +1,5 @@
-// The CPU kernels without Python: neighbours, LIDs and gradients against plain float64 loops, on generated problems.
+// The CPU kernels without Python: neighbours, LIDs and gradients, and sums over pairs, against plain float64 loops, on
+// generated problems.
 //
 // For instruction sets that the tests' machine lacks: cross-compiled and run under an emulator, or with vectors of
 // another width. LDREG_CPU_ISA names the set, as in the package. Prints the set and how many problems passed; the first
@@ -344,6 +345,92 @@ void check_every_value(const Kernels& kernels, DType dtype) {
   check(kernels, {x, &y, {-1}, y.rows}, "every value", false);
 }
 
+// ---- sums over all pairs of unit rows
+
+std::vector<float> unit_rows(int rows, int columns, Random& random) {
+  std::vector<float> out(size_t(rows) * columns);
+  for (int i = 0; i < rows; ++i) {
+    double square = 0;
+    std::vector<double> row(columns);
+    for (double& v : row) v = random.normal(), square += v * v;
+    for (int c = 0; c < columns; ++c) out[size_t(i) * columns + c] = float(row[c] / std::sqrt(square));
+  }
+  return out;
+}
+
+// Relative to the gradient as a whole; a logit is off by 2^-23 of its size, and a few roundings are added.
+void require_near(const std::vector<float>& got, const std::vector<double>& wanted, double largest_logit, const char* what) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < got.size(); ++i) error += (got[i] - wanted[i]) * (got[i] - wanted[i]), size += wanted[i] * wanted[i];
+  require(std::sqrt(error) <= 1.2e-7 * (4 + largest_logit) * std::sqrt(size), what, std::sqrt(error), std::sqrt(size));
+}
+
+void check_pairs(const Kernels& kernels, int rows, int candidates, int columns, bool same, int views, float scale,
+                 bool softplus) {
+  Random random{uint64_t(rows + columns)};
+  place = "pairs " + std::to_string(rows) + " " + std::to_string(candidates) + " " + std::to_string(columns) + " scale " +
+          std::to_string(scale) + (softplus ? " softplus" : "") + (same ? " same" : "");
+  const std::vector<float> x = unit_rows(rows, columns, random);
+  const std::vector<float> y = same ? x : unit_rows(candidates, columns, random);
+  const float bias = softplus ? -2 : 0;
+  const int64_t own = same ? 0 : candidates >= rows ? candidates - rows : -1;
+  const PairsProblem problem{x.data(), y.data(), rows, candidates, columns, columns, columns, same, scale, softplus, bias,
+                             own, views, 3};
+  std::vector<float> state(2 * rows), by_value(rows), by_x(x.size()), by_y(same ? 0 : y.size());
+  for (float& v : by_value) v = float(random.normal());
+  Control control;
+  kernels.pair_sums(problem, state.data(), control);
+  kernels.pair_gradients(problem, state.data(), by_value.data(), by_x.data(), same ? nullptr : by_y.data(), control);
+
+  std::vector<double> of_x(x.size()), of_y(y.size());
+  for (int i = 0; i < rows; ++i) {
+    std::vector<double> logit(candidates, -kInfinity);
+    double total = 0, slope = 0;
+    for (int j = 0; j < candidates; ++j) {
+      if (own >= 0 && (j == own + i || (views == 2 && j == own + (i + rows / 2) % rows))) continue;
+      double dot = 0;
+      for (int c = 0; c < columns; ++c) dot += double(x[size_t(i) * columns + c]) * y[size_t(j) * columns + c];
+      logit[j] = scale * dot + bias;
+      total += softplus ? std::log1p(std::exp(logit[j])) : std::exp(logit[j]);
+      slope += 1 / (1 + std::exp(-logit[j]));
+    }
+    const double allowed = 1.2e-7 * (4 + scale + std::fabs(bias));
+    if (softplus) {
+      require(std::fabs(state[i] - slope) <= allowed * slope, "slope", state[i], slope);
+      require(std::fabs(state[rows + i] - total) <= allowed * total, "value", state[rows + i], total);
+    } else if (total > 0) {
+      const double value = scale * double(state[i]) + std::log(double(state[rows + i])), truth = std::log(total);
+      require(std::fabs(value - truth) <= allowed * (1 + std::fabs(truth)), "logarithm", value, truth);
+    } else {
+      require(state[rows + i] == 0, "no candidates", state[rows + i], 0);
+      continue;
+    }
+    for (int j = 0; j < candidates; ++j) {
+      const double w = by_value[i] * (softplus ? 1 / (1 + std::exp(-logit[j])) : std::exp(logit[j]) / total);
+      for (int c = 0; c < columns; ++c) {
+        of_x[size_t(i) * columns + c] += w * y[size_t(j) * columns + c];
+        of_y[size_t(j) * columns + c] += w * x[size_t(i) * columns + c];
+      }
+    }
+  }
+  if (same)
+    for (size_t i = 0; i < of_x.size(); ++i) of_x[i] += of_y[i];
+  require_near(by_x, of_x, scale - bias, "gradient by rows");
+  if (!same) require_near(by_y, of_y, scale - bias, "gradient by candidates");
+  ++checked;
+}
+
+void check_all_pairs(const Kernels& kernels) {
+  for (float scale : {2.f, 29.f, 80.f})
+    for (bool softplus : {false, true}) {
+      check_pairs(kernels, 1, 1, 1, true, 1, scale, softplus);
+      check_pairs(kernels, 26, 26, 5, true, 2, scale, softplus);
+      check_pairs(kernels, 101, 101, 37, true, 1, scale, softplus);
+      check_pairs(kernels, 50, 67, 130, false, 2, scale, softplus);
+      check_pairs(kernels, 70, 33, 16, false, 1, scale, softplus);
+    }
+}
+
 }  // namespace
 
 // Argument: take every n-th number of columns (an emulator is slow).
@@ -358,5 +445,6 @@ int main(int argc, char** argv) {
     check_not_finite(*kernels, dtype);
     if (size_of(dtype) == 2) check_every_value(*kernels, dtype);
   }
+  check_all_pairs(*kernels);
   std::printf("%s: %d problems\n", kernels->isa, checked);
 }
