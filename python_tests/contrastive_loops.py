@@ -8,6 +8,9 @@ import torch
 from ntxent_loops import unit
 from torch import Tensor
 
+from ldreg_kernels.losses.cosine import half_rows
+from ldreg_kernels.ops.pairs import HalfRows
+
 Leaves = Sequence[Tensor]
 
 
@@ -86,6 +89,29 @@ def assert_near(
             continue
         a, b = (gradient.double() * double.detach().norm(dim=1, keepdim=True) for gradient in (leaf.grad, double.grad))
         assert float((a - b).abs().max()) <= rounding * (1 + steepness) * steepness * weight
+
+
+def assert_half_rows_are_the_rows(monkeypatch, module: str, loss: Callable[..., Tensor], leaves: Leaves) -> None:
+    """Half precision rows as a GPU's kernels get them, a factor beside each, give what rows in float32 do."""
+    given, seen = half_rows, []
+
+    def as_on_a_gpu(z: Tensor, backend: str) -> HalfRows | None:
+        assert backend == "reference"
+        seen.append(given(z, "triton"))
+        return seen[-1]
+
+    results = []
+    for _ in range(2):
+        batch = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        value = loss(*batch)
+        results.append((value.detach(), *torch.autograd.grad(value, batch)))
+        monkeypatch.setattr(f"ldreg_kernels.losses.{module}.half_rows", as_on_a_gpu)
+    assert seen
+    assert all(half is not None for half in seen)
+    for plain, half in zip(*results, strict=True):
+        # Logits of 10 cosines, in other roundings; gradients are rounded to half precision once more.
+        eps = torch.finfo(plain.dtype).eps
+        torch.testing.assert_close(half, plain, rtol=max(eps, 1e-5), atol=max(eps, 1e-5) * float(plain.abs().max()))
 
 
 def lengths(batch: Sequence[Tensor], exponent: float, spread: float, seed: int, dtype: torch.dtype) -> list[Tensor]:

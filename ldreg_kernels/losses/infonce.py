@@ -32,7 +32,7 @@ from .checks import (
     shown_temperature,
     working_dtype,
 )
-from .cosine import unit_rows
+from .cosine import half_rows, unit_rows
 from .gathering import GatheringLoss
 
 
@@ -110,36 +110,43 @@ def info_nce_loss(
     validate.flag("equal_rows", equal_rows)
     dtype = working_dtype("query", query, key=key, negatives=negatives)
     with torch.autocast(query.device.type, enabled=False):
-        queries, keys = unit_rows(query.to(dtype)), unit_rows(key.to(dtype))
-        scale = scale_of(temperature, queries)
-        bank = None if negatives is None else unit_rows(negatives.to(dtype))
-        loss = cross_entropy_of_keys("query", queries, keys, bank, scale, group, equal_rows, backend)
-        return loss if base_temperature is None else loss / (scale * base_temperature)
+        loss = cross_entropy_of_keys("query", query, key, negatives, temperature, dtype, group, equal_rows, backend)
+        return loss if base_temperature is None else loss / (scale_of(temperature, loss) * base_temperature)
 
 
 def cross_entropy_of_keys(
     name: str,
-    queries: Tensor,
-    keys: Tensor,
-    bank: Tensor | None,
-    scale: Tensor,
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
+    temperature: float | Tensor,
+    dtype: torch.dtype,
     group: dist.ProcessGroup | None,
     equal_rows: bool,
     backend: str,
 ) -> Tensor:
-    """Mean over the queries of all ranks, this rank's part; of unit rows. `name` is what messages call the queries."""
+    """Mean over the queries of all ranks, this rank's part, computed in `dtype`; `name` is the queries' in messages."""
     several = group is not None and several_processes(group)
-    mine = keys if bank is None else keys.detach()[:, :0]  # beside a queue, only how many there are
+    queries, keys = unit_rows(query.to(dtype)), unit_rows(key.to(dtype))
+    mine = keys if negatives is None else keys.detach()[:, :0]  # beside a queue, only how many there are
     candidates, offset = gather_rows(mine, group, equal_rows=equal_rows) if several else (mine, 0)
-    rows, fewest = candidates.shape[0], 2 if bank is None else 1
+    rows, fewest = candidates.shape[0], 2 if negatives is None else 1
     if rows < fewest:
         where = " over all ranks of the group" if several else ""
-        why = "rows{}, so that negatives exist" if bank is None else "row{}"
+        why = "rows{}, so that negatives exist" if negatives is None else "row{}"
         raise ValueError(f"{name} must have at least {fewest} {why.format(where)}, got {rows}")
-    if bank is None:
-        others = row_logsumexp(queries, candidates, scale=scale, own=offset, backend=backend)  # [N]
-    else:
-        others = row_logsumexp(queries, bank, scale=scale, backend=backend)  # [N]
+    scale, half = scale_of(temperature, queries), None if several else half_rows(key, backend)
+    if negatives is not None:
+        candidates, half = unit_rows(negatives.to(dtype)), half_rows(negatives, backend)
+    others = row_logsumexp(  # [N]
+        queries,
+        candidates,
+        scale=scale,
+        own=offset if negatives is None else None,
+        x_half=half_rows(query, backend),
+        y_half=half,
+        backend=backend,
+    )
     positive = scale * (queries * keys).sum(dim=1)  # [N]
     total = torch.logaddexp(others - positive, scale.new_zeros(())).sum()
     return total * ((dist.get_world_size(group) if several else 1) / rows)

@@ -22,7 +22,6 @@ from .checks import (
     check_like,
     check_rows,
     check_temperature,
-    scale_of,
     shown_temperature,
     working_dtype,
 )
@@ -95,10 +94,9 @@ def nnclr_loss(
     validate.flag("equal_rows", equal_rows)
     dtype = working_dtype("nn1", nn1, nn2=nn2, p1=p1, p2=p2)
     with torch.autocast(nn1.device.type, enabled=False):
-        first, second, by1, by2 = (unit_rows(rows.to(dtype)) for rows in (nn1.detach(), nn2.detach(), p1, p2))
-        scale = scale_of(temperature, first)
-        one = cross_entropy_of_keys("nn1", first, by2, None, scale, group, equal_rows, backend)
-        other = cross_entropy_of_keys("nn2", second, by1, None, scale, group, equal_rows, backend)
+        how = (None, temperature, dtype, group, equal_rows, backend)
+        one = cross_entropy_of_keys("nn1", nn1.detach(), p2, *how)
+        other = cross_entropy_of_keys("nn2", nn2.detach(), p1, *how)
         return (one + other) / 2
 
 

@@ -31,7 +31,7 @@ from .checks import (
     scalar_like,
     working_dtype,
 )
-from .cosine import unit_rows
+from .cosine import half_rows, unit_rows
 from .gathering import GatheringLoss
 
 
@@ -100,7 +100,16 @@ def sigmoid_loss(
         if rows < 1:
             raise ValueError(f"z1 must have at least 1 row{' over all ranks of the group' if several else ''}, got 0")
         steep, shift = scalar_like(scale, first), scalar_like(bias, first)
-        others = row_softplus_sum(first, candidates, scale=steep, bias=shift, own=offset, backend=backend)  # [N]
+        others = row_softplus_sum(  # [N]
+            first,
+            candidates,
+            scale=steep,
+            bias=shift,
+            own=offset,
+            x_half=half_rows(z1, backend),
+            y_half=None if several else half_rows(z2, backend),
+            backend=backend,
+        )
         logits = steep * (first * second).sum(dim=1) + shift  # [N] of the positives
         total = (torch.logaddexp(-logits, steep.new_zeros(())) + others).sum()
         return total * ((dist.get_world_size(group) if several else 1) / rows)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..ops.pairs import row_logsumexp
 from .checks import check_backend, check_positive, check_rows, scalar_like, shown_temperature, working_dtype
-from .cosine import unit_rows
+from .cosine import half_rows, unit_rows
 
 
 def uniformity_loss(x: Tensor, *, t: float | Tensor = 2.0, backend: str = "auto") -> Tensor:
@@ -58,7 +58,8 @@ def uniformity_loss(x: Tensor, *, t: float | Tensor = 2.0, backend: str = "auto"
         z = unit_rows(x.to(working_dtype("x", x)))  # [N, D]
         scale = 2 * scalar_like(t, z)
         pairs = scale.new_full((), z.shape[0] * (z.shape[0] - 1))  # each twice
-        return row_logsumexp(z, scale=scale, backend=backend).logsumexp(dim=0) - pairs.log() - scale
+        others = row_logsumexp(z, scale=scale, x_half=half_rows(x, backend), backend=backend)  # [N]
+        return others.logsumexp(dim=0) - pairs.log() - scale
 
 
 class UniformityLoss(nn.Module):

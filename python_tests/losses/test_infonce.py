@@ -9,6 +9,7 @@ import pytest
 import torch
 from contrastive_loops import (
     assert_gradients_equal,
+    assert_half_rows_are_the_rows,
     assert_near,
     assert_no_gradient_on_a_line,
     lengths,
@@ -154,6 +155,12 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)  # of the same, rounded inputs
     with torch.autocast("cpu", torch.bfloat16):  # beside a queue that was kept in float32
         assert info_nce_loss(query, key, bank.float()).item() == loss.item()
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_half_precision_rows_with_a_factor(monkeypatch, k: int) -> None:
+    leaves = [*rows(2, 4, 8, dtype=torch.bfloat16), *(rows(1, k, 8, seed=1, dtype=torch.bfloat16) if k else [])]
+    assert_half_rows_are_the_rows(monkeypatch, "infonce", lambda *z: info_nce_loss(*z, backend="reference"), leaves)
 
 
 def test_compiles_into_one_graph_whatever_the_temperature() -> None:

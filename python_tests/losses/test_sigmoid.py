@@ -9,6 +9,7 @@ import pytest
 import torch
 from contrastive_loops import (
     assert_gradients_equal,
+    assert_half_rows_are_the_rows,
     assert_near,
     assert_no_gradient_on_a_line,
     lengths,
@@ -109,6 +110,15 @@ def test_half_precision_and_autocast_compute_in_float32(dtype: torch.dtype) -> N
             assert loss.dtype == torch.float32
             # Of the rounded inputs; logits of 20 are off by 20 roundings.
             assert loss.item() == pytest.approx(mean(loop_sigmoid(z1, z2, 10, -10)).item(), rel=2e-6)
+
+
+def test_half_precision_rows_with_a_factor(monkeypatch) -> None:
+    assert_half_rows_are_the_rows(
+        monkeypatch,
+        "sigmoid",
+        lambda a, b: sigmoid_loss(a, b, scale=10, bias=-10, backend="reference"),
+        rows(2, 6, 8, dtype=torch.float16),
+    )
 
 
 def test_compiles_into_one_graph() -> None:

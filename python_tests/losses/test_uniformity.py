@@ -8,6 +8,7 @@ import pytest
 import torch
 from contrastive_loops import (
     assert_gradients_equal,
+    assert_half_rows_are_the_rows,
     assert_near,
     assert_no_gradient_on_a_line,
     cosine,
@@ -95,6 +96,15 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
         loss = uniformity_loss(x)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(loop_uniformity(x, 2).item(), rel=1e-6)  # of the same, rounded inputs
+
+
+def test_half_precision_rows_with_a_factor(monkeypatch) -> None:
+    assert_half_rows_are_the_rows(
+        monkeypatch,
+        "uniformity",
+        lambda x: uniformity_loss(x, backend="reference"),
+        rows(1, 6, 8, dtype=torch.float16),
+    )
 
 
 def test_compiles_into_one_graph_whatever_t_and_n_are() -> None:

@@ -162,7 +162,5 @@ def test_backends_are_chosen_and_refused_by_name() -> None:
 def test_a_backend_without_the_sums_says_who_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(dispatch, "devices", lambda name: ("cpu",))
-    with pytest.raises(
-        ValueError, match=r"backend must be one of auto, .*cpu, reference for sums over"
-    ):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, .*cpu, reference for sums over"):
         row_logsumexp(torch.ones(4, 3), scale=torch.tensor(1.0), backend="cuda")
