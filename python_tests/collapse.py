@@ -60,11 +60,16 @@ def _predicted(loss: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "nt_xent_loss": lambda x: losses.nt_xent_loss(*x.chunk(2)),
+    "info_nce_loss": lambda x: losses.info_nce_loss(*x.chunk(2)),
+    "nnclr_loss": lambda x: losses.nnclr_loss(*x.detach().chunk(2), *x.chunk(2)),
+    "sigmoid_loss": lambda x: losses.sigmoid_loss(*x.chunk(2), scale=10.0, bias=-10.0),
     "byol_loss": lambda x: _predicted(losses.byol_loss, x),
     "simsiam_loss": lambda x: _predicted(losses.simsiam_loss, x),
     "swav_loss": lambda x: losses.swav_loss([unit_rows(view) @ _PROTOTYPES.T for view in x.chunk(2)]),
     "mae_loss": lambda x: losses.mae_loss(x.view_as(_PATCHES), _PATCHES, torch.ones(4, 16), norm_pix=False),
-    "koleo_loss": lambda x: losses.koleo_loss(x),
+    "alignment_loss": lambda x: losses.alignment_loss(*x.chunk(2)),
+    "uniformity_loss": losses.uniformity_loss,
+    "koleo_loss": losses.koleo_loss,
     "sigreg_loss": lambda x: losses.sigreg_loss(x, generator=torch.Generator().manual_seed(9)),
     "LDRegLoss": lambda x: losses.LDRegLoss(k=16)(x),
 }

@@ -60,19 +60,40 @@ def check_bank(name: str, bank: Tensor, like: str, other: Tensor) -> None:
 
 
 def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -> None:
+    """A positive number, or a 0-d floating point tensor."""
+    check_positive("temperature", temperature, like)
+
+
+def check_positive(name: str, value: float | Tensor, like: Tensor | None = None) -> None:
     """A positive number, or a 0-d floating point tensor (which is not read: a GPU would have to be waited for)."""
-    if isinstance(temperature, Tensor):
-        check_scalar("temperature", temperature, like)
+    if isinstance(value, Tensor):
+        check_scalar(name, value, like)
         return
-    check_positive("temperature", temperature, "a number or a 0-d tensor")
-
-
-def check_positive(name: str, value: float, kind: str = "a number") -> None:
-    """A positive, finite number, or TypeError or ValueError; `kind` is what else the message offers."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be {kind}, got {validate.shown(value)}")
+    check_number(name, value, "a number or a 0-d tensor")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_positive_number(name: str, value: float) -> None:
+    """A positive number, and no tensor."""
+    check_number(name, value)
+    check_positive(name, value)
+
+
+def check_finite(name: str, value: float | Tensor, like: Tensor | None = None) -> None:
+    """A finite number, or a 0-d floating point tensor (which is not read)."""
+    if isinstance(value, Tensor):
+        check_scalar(name, value, like)
+        return
+    check_number(name, value, "a number or a 0-d tensor")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_number(name: str, value: float, what: str = "a number") -> None:
+    """A number, or TypeError. (`validate.number` asks whether it is finite, which torch.compile has no symbol for.)"""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {what}, got {validate.shown(value)}")
 
 
 def check_scalar(name: str, value: Tensor, like: Tensor | None = None) -> None:

@@ -33,6 +33,12 @@ class GatheringLoss(nn.Module):
         """The process group to gather over; None is the default one. It is set where the loss is made."""
         return None if self._held is None else self._held.group
 
+    def joint_group(self) -> dist.ProcessGroup | None:
+        """The group whose rows are candidates: the default one where none is named; None gathers nothing."""
+        if self.group is None and self.gather and several_processes():
+            return dist.group.WORLD
+        return self.group
+
 
 class _Held:
     """A process group, as an attribute that does not stop its owner from being copied."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ops import validate
 from ..ops.knn import knn
-from .checks import check_backend, check_bank, check_positive, check_rows, working_dtype
+from .checks import check_backend, check_bank, check_positive_number, check_rows, working_dtype
 from .cosine import unit_rows
 
 
@@ -75,7 +75,7 @@ def koleo_loss(
         RuntimeError: a backend asked for by name that is unavailable, with the reason.
     """
     size = _check(x, y, topk, group_size)
-    check_positive("epsilon", epsilon)
+    check_positive_number("epsilon", epsilon)
     check_backend(backend)
     dtype = working_dtype("x", x, y=y)
     with torch.autocast(x.device.type, enabled=False):
@@ -110,7 +110,7 @@ class KoLeoLoss(nn.Module):
         self, topk: int = 1, *, group_size: int | None = None, epsilon: float = 1e-8, backend: str = "auto"
     ) -> None:
         super().__init__()
-        check_positive("epsilon", epsilon)
+        check_positive_number("epsilon", epsilon)
         check_backend(backend)
         self.topk = validate.at_least("topk", topk, 1)
         self.group_size = None if group_size is None else validate.at_least("group_size", group_size, 2)

@@ -170,15 +170,12 @@ class NTXentLoss(GatheringLoss):
         Returns:
             A 0-d tensor.
         """
-        group = self.group
-        if group is None and self.gather and several_processes():
-            group = dist.group.WORLD
         return nt_xent_loss(
             z1,
             z2,
             temperature=self.temperature,
             negatives=negatives,
-            group=group,
+            group=self.joint_group(),
             equal_rows=self.equal_rows,
             backend=self.backend,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import validate
-from .checks import check_positive, check_rows
+from .checks import check_positive_number, check_rows
 from .cosine import unit_rows
 
 
@@ -155,7 +155,7 @@ def _check(directions: int, knots: int, limit: float) -> None:
     validate.at_least("directions", directions, 1)
     if validate.at_least("knots", knots, 3) % 2 == 0:
         raise ValueError(f"knots must be odd, so that 0 is one of them, got {knots}")
-    check_positive("limit", limit)
+    check_positive_number("limit", limit)
 
 
 def _check_generator(generator: torch.Generator | None, x: Tensor) -> None:

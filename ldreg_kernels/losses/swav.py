@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
-from .checks import check_like, check_positive, check_rows, working_dtype
+from .checks import check_like, check_positive_number, check_rows, working_dtype
 from .gathering import GatheringLoss
 
 
@@ -56,7 +56,7 @@ def sinkhorn(
             process is not a member of `group`.
     """
     check_rows("scores", scores)
-    check_positive("epsilon", epsilon)
+    check_positive_number("epsilon", epsilon)
     validate.at_least("iterations", iterations, 1)
     several = group is not None and several_processes(group)
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
@@ -122,7 +122,7 @@ def swav_loss(
     scores, crops = _list("scores", scores), _list("assign_crops", assign_crops)
     queues = None if queue_scores is None else _list("queue_scores", queue_scores)
     dtype = _check(scores, crops, queues)
-    check_positive("temperature", temperature)
+    check_positive_number("temperature", temperature)
     with torch.autocast(scores[0].device.type, enabled=False):
         scores = [crop.to(dtype) for crop in scores]
         predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]  # V of [B, K]
@@ -165,8 +165,8 @@ class SwAVLoss(GatheringLoss):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(gather, group, equal_rows=False)  # of no account: numbers of rows are not asked for
-        check_positive("temperature", temperature)
-        check_positive("epsilon", epsilon)
+        check_positive_number("temperature", temperature)
+        check_positive_number("epsilon", epsilon)
         self.temperature = temperature
         self.epsilon = epsilon
         self.iterations = validate.at_least("iterations", iterations, 1)
@@ -182,9 +182,6 @@ class SwAVLoss(GatheringLoss):
         Returns:
             A 0-d tensor.
         """
-        group = self.group
-        if group is None and self.gather and several_processes():
-            group = dist.group.WORLD
         return swav_loss(
             scores,
             temperature=self.temperature,
@@ -192,7 +189,7 @@ class SwAVLoss(GatheringLoss):
             iterations=self.iterations,
             assign_crops=self.assign_crops,
             queue_scores=queue_scores,
-            group=group,
+            group=self.joint_group(),
         )
 
     def extra_repr(self) -> str:
