@@ -139,9 +139,9 @@ struct PyPairs {
           softplus, bias, own, views, threads} {}
 };
 
-void pair_sums(const PyPairs& pairs, uintptr_t state) {
+void pair_sums(const PyPairs& pairs, uintptr_t state, uintptr_t by_x) {
   const Kernels& kernels = native_kernels();
-  run([&](ldreg::Control& control) { kernels.pair_sums(pairs.p, pointer<float>(state), control); });
+  run([&](ldreg::Control& control) { kernels.pair_sums(pairs.p, pointer<float>(state), pointer<float>(by_x), control); });
 }
 
 void pair_gradients(const PyPairs& pairs, uintptr_t state, uintptr_t by_value, uintptr_t by_x, uintptr_t by_y) {
@@ -178,7 +178,7 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("tensors"), py::arg("x"), py::arg("rows"), py::arg("x_stride"), py::arg("y"), py::arg("candidates"),
            py::arg("y_stride"), py::arg("columns"), py::arg("same"), py::arg("scale"), py::arg("softplus"), py::arg("bias"),
            py::arg("own"), py::arg("views"), py::arg("threads"));
-  m.def("pair_sums", &pair_sums, py::arg("pairs"), py::arg("state"));
+  m.def("pair_sums", &pair_sums, py::arg("pairs"), py::arg("state"), py::arg("by_x"));
   m.def("pair_gradients", &pair_gradients, py::arg("pairs"), py::arg("state"), py::arg("by_value"), py::arg("by_x"),
         py::arg("by_y"));
   py::class_<PooledBuffer>(m, "PooledBuffer", py::buffer_protocol())

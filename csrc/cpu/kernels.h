@@ -55,8 +55,12 @@ void run_pairs(PairsProblem p, double products, Control& control, F&& f) {
   with_team(p.threads, control, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
 }
 
-inline void pair_sums_any(const PairsProblem& p, float* state, Control& control) {
-  run_pairs(p, 1, control, [&](const PairsProblem& own) { PairSums(own, control).sums(state); });
+inline void pair_sums_any(const PairsProblem& p, float* state, float* by_x, Control& control) {
+  run_pairs(p, by_x ? 2 : 1, control, [&](const PairsProblem& own) {
+    PairSums sums(own, control);
+    if (by_x) sums.sums_and_gradient(state, by_x);
+    else sums.sums(state);
+  });
 }
 
 inline void pair_gradients_any(const PairsProblem& p, const float* state, const float* by_value, float* by_x, float* by_y,

@@ -94,6 +94,26 @@ class PairSums {
     }
   }
 
+  // The sums, and by_x [M, P] for by_value = 1: in one pass where one shift does for all rows.
+  void sums_and_gradient(float* state, float* by_x) {
+    const int64_t padded = x_.panels() * kPanel;
+    if (!one_shift() || p_.softplus || p_.same) {
+      sums(state);
+      Buffer<float> ones(padded);
+      std::fill_n(ones.get(), padded, 1.0f);
+      return gradients(state, ones.get(), by_x, nullptr);
+    }
+    Shares of_rows(padded), of_none(candidates().panels() * kPanel);
+    Buffer<double> total(padded);
+    std::fill_n(of_rows.share.get(), padded, 1.0f);
+    gradient(x_, candidates(), LeftOut(p_, false), of_rows, of_none, by_x, total.get());
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      state[i] = 1, state[p_.rows + i] = float(total[i]);
+      const float share = total[i] == 0 ? 0 : float(1 / total[i]);
+      for (int64_t c = 0; c < p_.columns; ++c) by_x[i * p_.columns + c] *= share;
+    }
+  }
+
   // by_x [M, P] (of both roles where rows are the candidates) and by_y [N, P]; null where not wanted.
   void gradients(const float* state, const float* by_value, float* by_x, float* by_y) {
     const PackedRows& y = candidates();
@@ -260,26 +280,45 @@ class PairSums {
     }
   }
 
+  // sum_j w_ij y_j of every row in the lanes, and of the weights alone if asked for.
   void gradient(const PackedRows& lanes, const PackedRows& others, const LeftOut& left_out, const Shares& of_lanes,
-                const Shares& of_others, float* by_lanes) {
+                const Shares& of_others, float* by_lanes, double* weights = nullptr) {
     const int64_t held = lanes.steps(), floats = lanes.rows() * p_.columns;
     const Split split(lanes, others, held);
+    const int64_t padded = lanes.panels() * kPanel;
     Buffer<float> partial(split.segments > 1 ? split.segments * floats : 0);
+    Buffer<double> weight(weights ? split.segments * padded : 0);
+    if (weights) std::fill_n(weight.get(), split.segments * padded, 0.0);
     in_parts(split, lanes, others, [&](const Part& part) {
       Buffer<float> tile(kPanel * kPanel), out((part.last - part.first) * held * kPanel);
       meet(part, lanes, others, left_out, tile.get(), [&](int64_t p, int64_t b, int count) {
         weigh(tile.get(), count, of_lanes, (part.first + p) * kPanel, of_others, b * kPanel);
+        if (weights) add_rows(tile.get(), count, weight.get() + part.segment * padded + (part.first + p) * kPanel);
         others.combine(tile.get(), b, b == part.from, out.get() + p * held * kPanel);
       });
       float* to = split.segments > 1 ? partial.get() + part.segment * floats : by_lanes;
       if (control_.stopped()) return;
       for (int64_t p = part.first; p < part.last; ++p) lanes.unpack(out.get() + (p - part.first) * held * kPanel, p, to);
     });
-    if (split.segments == 1 || control_.stopped()) return;
+    if (control_.stopped()) return;
+    for (int64_t i = 0; weights && i < padded; ++i) {
+      weights[i] = 0;
+      for (int64_t s = 0; s < split.segments; ++s) weights[i] += weight[s * padded + i];
+    }
+    if (split.segments == 1) return;
     for (int64_t i = 0; i < floats; ++i) {
       float sum = partial[i];
       for (int64_t s = 1; s < split.segments; ++s) sum += partial[s * floats + i];
       by_lanes[i] = sum;
+    }
+  }
+
+  // sum[lane] += the tile's numbers.
+  void add_rows(const float* tile, int others, double* sum) const {
+    for (int v = 0; v < kPanel; v += kLanes) {
+      Floats total = {};
+      for (int j = 0; j < others; ++j) total += load(tile + j * kPanel + v);
+      add_to(sum + v, total);
     }
   }
 

@@ -77,8 +77,9 @@ struct Kernels {
   const char* isa;
   void (*knn)(const Problem&, const KnnOutput&, Control&);
   void (*lid)(const Problem&, const LidRequest&, const LidOutput&, Control&);
-  // state [2, rows]; by_value [rows], by_x [rows, columns], by_y [candidates, columns], either of them null.
-  void (*pair_sums)(const PairsProblem&, float* state, Control&);
+  // state [2, rows], by_value [rows], by_x [rows, columns], by_y [candidates, columns]. Gradients may be null; that of
+  // pair_sums is for by_value = 1.
+  void (*pair_sums)(const PairsProblem&, float* state, float* by_x, Control&);
   void (*pair_gradients)(const PairsProblem&, const float* state, const float* by_value, float* by_x, float* by_y, Control&);
 };
 

@@ -81,13 +81,14 @@ class Pairs(NamedTuple):
     Rows are unit vectors or zero, so that <x_i, y_j> is a cosine. Without bias a row's sum is
     ln sum_j exp(a_ij), with one it is sum_j ln(1 + exp(a_ij)). Two functions of a backend module serve it:
 
-        pair_sums(pairs) -> state [2, M]
+        pair_sums(pairs, need_gradient) -> (state [2, M], by_x [M, P] for by_value = 1, or None)
         pair_gradients(pairs, state, by_value [M], need_x, need_y) -> ([M, P] or None, [N, P] or None)
 
     Without bias, state is (top_i, total_i) with value_i = scale top_i + ln total_i: a shift of the cosines that keeps
     total_i = sum_j exp(scale (<x_i, y_j> - top_i)) in range. With one it is (slope_i, value_i), slope_i the sum of the
     logits' sigmoids. With w_ij = by_value_i * d value_i / d a_ij the gradients are by the rows, and not yet times
-    `scale`: sum_j w_ij y_j and sum_i w_ij x_i; where y is x, both come added up as the first.
+    `scale`: sum_j w_ij y_j and sum_i w_ij x_i; where y is x, both come added up as the first. Of constant candidates a
+    row's gradient is its own affair: `pair_sums` can have it in the same pass, and backward scales rows.
     """
 
     x: Tensor  # [M, P] float32 or float64; or, with factors, float16 or bfloat16

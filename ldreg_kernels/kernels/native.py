@@ -202,9 +202,9 @@ def ldreg(
     return LdregResult(value, coeff, grad, *rows)
 
 
-def pair_sums(pairs: Pairs) -> Tensor:
+def pair_sums(pairs: Pairs, need_gradient: bool = False) -> tuple[Tensor, Tensor | None]:
     """Contract `pair_sums`."""
-    return native_pairs.sums(_extension(), pairs)
+    return native_pairs.sums(_extension(), pairs, need_gradient)
 
 
 def pair_gradients(

@@ -37,11 +37,12 @@ def _unpacked(cpu: Any, pairs: Pairs) -> Any:
     )
 
 
-def sums(cpu: Any, pairs: Pairs) -> Tensor:
+def sums(cpu: Any, pairs: Pairs, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Contract `pair_sums`."""
     state = torch.empty(2, pairs.x.shape[0])
-    cpu.pair_sums(_unpacked(cpu, pairs), state.data_ptr())
-    return state
+    gradient = torch.empty(pairs.x.shape) if need_gradient else None
+    cpu.pair_sums(_unpacked(cpu, pairs), state.data_ptr(), 0 if gradient is None else gradient.data_ptr())
+    return state, gradient
 
 
 def gradients(

@@ -30,8 +30,13 @@ def formula(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, own: int |
     return logits.logsumexp(dim=1) if bias is None else torch.logaddexp(logits, logits.new_zeros(())).sum(dim=1)
 
 
-def pair_sums(pairs: Pairs) -> Tensor:
+def pair_sums(pairs: Pairs, need_gradient: bool = False) -> tuple[Tensor, Tensor | None]:
     """Contract `pair_sums`."""
+    state = _state(pairs)
+    return state, pair_gradients(pairs, state, torch.ones_like(state[0]), True, False)[0] if need_gradient else None
+
+
+def _state(pairs: Pairs) -> Tensor:
     state = pairs.scale.new_empty(2, pairs.x.shape[0])
     for rows, cosines in _blocks(pairs):
         if pairs.bias is not None:

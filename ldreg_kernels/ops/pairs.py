@@ -3,8 +3,9 @@
     row_logsumexp      ln sum_j exp(scale <x_i, y_j>)                 NT-Xent, InfoNCE, NNCLR, uniformity
     row_softplus_sum   sum_j ln(1 + exp(scale <x_i, y_j> + bias))     the sigmoid loss
 
-Forward keeps two numbers a row; backward makes the logits again, tile by tile (contract.py, `Pairs`). Gradients reach
-rows, candidates, scale and bias. Differentiating twice, and the transforms of torch.func, take the plain formula, with
+Forward keeps two numbers a row; backward makes the logits again, tile by tile (contract.py, `Pairs`). Where candidates
+are constant, forward has the rows' gradients too, and backward scales them. Gradients reach rows, candidates, scale and
+bias. Differentiating twice, and the transforms of torch.func, take the plain formula, with
 its [M, N] matrices.
 
 What this file does not do: normalise rows, or check what users pass (losses/checks.py).
@@ -54,20 +55,21 @@ def _empty(pairs: Pairs) -> bool:
     return min(pairs.x.shape[0], pairs.y.shape[0]) == 0
 
 
-def _sums(*given: Any) -> Tensor:
-    *fields, backend = given
-    pairs = _pairs(*fields)
+def _sums(*given: Any) -> tuple[Tensor, Tensor]:
+    *fields, backend, need_gradient = given
+    pairs, (state, by_x) = _pairs(*fields), _sums_fake(*given)
     if _empty(pairs):
-        return _sums_fake(*given).zero_()  # of logarithms: -inf
-    state: Tensor = dispatch.resolve_pairs(backend, pairs).pair_sums(pairs)
-    return state
+        return state.zero_(), by_x.zero_()  # of logarithms: -inf
+    state, found = dispatch.resolve_pairs(backend, pairs).pair_sums(pairs, need_gradient)
+    return state, by_x if found is None else found
 
 
-def _sums_fake(x: Tensor, y: Tensor | None, scale: Tensor, *_: Any) -> Tensor:
-    return scale.new_empty(2, x.shape[0])
+def _sums_fake(x: Tensor, y: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, need_gradient = rest
+    return scale.new_empty(2, x.shape[0]), scale.new_empty(x.shape[0] if need_gradient else 0, x.shape[1])
 
 
-_sums_op = register(f"pair_sums({_PAIRS}) -> Tensor", _sums, _sums_fake)
+_sums_op = register(f"pair_sums({_PAIRS}, bool need_gradient) -> (Tensor, Tensor)", _sums, _sums_fake)
 
 
 def _gradients(*given: Any) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,7 @@ _gradients_op = register(
 
 
 class _PairSums(torch.autograd.Function):
-    """Values [M]; backward makes the tiles again. Gradients reach x and y, whatever form of them the kernels take."""
+    """Values [M]; gradients reach x and y, whatever form of them the kernels take."""
 
     @staticmethod
     def forward(
@@ -111,23 +113,29 @@ class _PairSums(torch.autograd.Function):
     ) -> Tensor:
         own, views, backend = modes
         rows, candidates = (x, y) if x_half is None else (x_half, y_half)
-        state = _sums_op(rows, candidates, scale, bias, own, views, x_factor, y_factor, backend)
-        ctx.save_for_backward(x, y, scale, bias, x_half, x_factor, y_half, y_factor, state)
+        # Where the candidates are constant, every row has its gradient from the same pass.
+        for_x, for_y, for_scale, _ = ctx.needs_input_grad[:4]
+        at_once = y is not None and not for_y and (for_x or for_scale)
+        state, unit = _sums_op(rows, candidates, scale, bias, own, views, x_factor, y_factor, backend, at_once)
+        ctx.save_for_backward(x, y, scale, bias, x_half, x_factor, y_half, y_factor, state, unit if at_once else None)
         ctx.modes = modes
         return state[1].clone() if bias is not None else torch.addcmul(state[1].log(), scale, state[0])
 
     @staticmethod
     def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias, x_half, x_factor, y_half, y_factor, state = ctx.saved_tensors
+        x, y, scale, bias, x_half, x_factor, y_half, y_factor, state, unit = ctx.saved_tensors
         wanted, (own, views, backend) = ctx.needs_input_grad[:4], ctx.modes
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # backward(create_graph=True)
             return (*_with_graph((x, y, scale, bias), wanted, (own, views), by_value), *[None] * 5)
         for_x, for_y, for_scale, for_bias = wanted
         need_y = for_y and y is not None
         need_x = for_x or (for_scale and not need_y)
-        rows, candidates = (x, y) if x_half is None else (x_half, y_half)
-        fields = (rows, candidates, scale, bias, own, views, x_factor, y_factor)
-        by_x, by_y = _gradients_op(*fields, backend, state, by_value, need_x, need_y)
+        if unit is not None:
+            by_x, by_y = unit * by_value.unsqueeze(1), unit
+        else:
+            rows, candidates = (x, y) if x_half is None else (x_half, y_half)
+            fields = (rows, candidates, scale, bias, own, views, x_factor, y_factor)
+            by_x, by_y = _gradients_op(*fields, backend, state, by_value, need_x, need_y)
         by_scale = None
         if for_scale:
             # sum_i by_value_i d value_i / d scale = sum_i <x_i, by_x_i>; rows that are the candidates have it twice.

@@ -379,7 +379,12 @@ void check_pairs(const Kernels& kernels, int rows, int candidates, int columns, 
   std::vector<float> state(2 * rows), by_value(rows), by_x(x.size()), by_y(same ? 0 : y.size());
   for (float& v : by_value) v = float(random.normal());
   Control control;
-  kernels.pair_sums(problem, state.data(), control);
+  std::vector<float> again(state.size()), unit(x.size()), ones(rows, 1.f), by_ones(x.size());
+  kernels.pair_sums(problem, state.data(), nullptr, control);
+  kernels.pair_sums(problem, again.data(), unit.data(), control);
+  kernels.pair_gradients(problem, state.data(), ones.data(), by_ones.data(), nullptr, control);
+  require_near(again, std::vector<double>(state.begin(), state.end()), 0, "sums beside a gradient");
+  require_near(unit, std::vector<double>(by_ones.begin(), by_ones.end()), 0, "gradient beside the sums");
   kernels.pair_gradients(problem, state.data(), by_value.data(), by_x.data(), same ? nullptr : by_y.data(), control);
 
   std::vector<double> of_x(x.size()), of_y(y.size());

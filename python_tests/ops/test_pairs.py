@@ -124,8 +124,9 @@ def test_opcheck(candidates: bool, biased: bool) -> None:
         None,
         "auto",
     )
-    state = torch.ops.ldreg.pair_sums(*pairs)
-    torch.library.opcheck(torch.ops.ldreg.pair_sums.default, pairs)
+    state, _ = torch.ops.ldreg.pair_sums(*pairs, False)
+    for at_once in (False, True):
+        torch.library.opcheck(torch.ops.ldreg.pair_sums.default, (*pairs, at_once))
     for need_x, need_y in ((True, True), (False, True)):
         torch.library.opcheck(
             torch.ops.ldreg.pair_gradients.default, (*pairs, state, torch.ones(6), need_x, need_y and candidates)
