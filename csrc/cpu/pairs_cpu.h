@@ -15,50 +15,20 @@
 // Memory: the packed rows, kParts floats a row where pairs meet once, kHeldFloats, and kThreadFloats a thread.
 #pragma once
 
-#include "exponentials.h"
-#include "packed.h"
+#include "pair_tile.h"
 
 namespace ldreg {
 inline namespace LDREG_ISA {
 
-// Up to this scale exp(scale (c - 1)) is a normal number for every cosine, and so is what it is multiplied by: one shift
-// does for all rows. Beyond it every row has its largest cosine.
-constexpr float kOneShift = 30;
-
-// Which pairs a row leaves out: those with the `views` rows of its own image.
-class LeftOut {
- public:
-  LeftOut(const PairsProblem& p, bool lanes_are_candidates)
-      : lane_origin_(lanes_are_candidates ? p.own : 0), other_origin_(lanes_are_candidates ? 0 : p.own), rows_(p.rows),
-        views_(p.own < 0 ? 0 : p.views) {}
-
-  // Set those of tile [j][lane] that are of rows first_lane.. and others first_other.. to -inf.
-  void mark(float* tile, int64_t first_lane, int lanes, int64_t first_other, int others) const {
-    for (int view = 0; view < views_; ++view)
-      for (int lane = 0; lane < lanes; ++lane) {
-        const int64_t row = first_lane + lane - lane_origin_;
-        if (row < 0 || row >= rows_) continue;
-        int64_t other = row + view * (rows_ / 2);
-        if (other >= rows_) other -= rows_;
-        other += other_origin_ - first_other;
-        if (other >= 0 && other < others) tile[other * kPanel + lane] = -std::numeric_limits<float>::infinity();
-      }
-  }
-
- private:
-  int64_t lane_origin_, other_origin_, rows_;
-  int views_;
-};
-
 class PairSums {
  public:
-  PairSums(const PairsProblem& p, Control& control) : p_(p), control_(control), x_(p.columns), y_(p.columns) {
+  PairSums(const PairsProblem& p, Control& control) : p_(p), control_(control), tile_(p), x_(p.columns), y_(p.columns) {
     x_.pack(p.x, p.rows, p.x_stride, p.threads, control);
     if (!p.same) y_.pack(p.y, p.candidates, p.y_stride, p.threads, control);
   }
 
   void sums(float* state) {
-    if (p_.same && one_shift() && !p_.softplus) return sums_of_batch(state);
+    if (p_.same && tile_.one_shift() && !p_.softplus) return sums_of_batch(state);
     const LeftOut left_out(p_, false);
     const Split split(x_, candidates(), 0);
     const int64_t padded = x_.panels() * kPanel;
@@ -69,11 +39,11 @@ class PairSums {
       Buffer<double> sum(panels * 2 * kPanel);
       float* high = top.get() + place;
       std::fill_n(sum.get(), panels * 2 * kPanel, 0.0);
-      std::fill_n(high, panels * kPanel, one_shift() ? 1.0f : kBelowAll);
+      std::fill_n(high, panels * kPanel, tile_.one_shift() ? 1.0f : kBelowAll);
       meet(part, x_, candidates(), left_out, tile.get(), [&](int64_t p, int64_t, int others) {
         double* own = sum.get() + p * 2 * kPanel;
-        if (p_.softplus) add_softplus(tile.get(), others, own);
-        else add_exponentials(tile.get(), others, high + p * kPanel, own);
+        if (p_.softplus) tile_.add_softplus(tile.get(), others, own);
+        else tile_.add_exponentials(tile.get(), others, high + p * kPanel, own);
       });
       for (int64_t i = 0; i < panels * kPanel; ++i) {
         const double* own = sum.get() + i / kPanel * 2 * kPanel + i % kPanel;
@@ -97,7 +67,7 @@ class PairSums {
   // The sums, and by_x [M, P] for by_value = 1: in one pass where one shift does for all rows.
   void sums_and_gradient(float* state, float* by_x) {
     const int64_t padded = x_.panels() * kPanel;
-    if (!one_shift() || p_.softplus || p_.same) {
+    if (!tile_.one_shift() || p_.softplus || p_.same) {
       sums(state);
       Buffer<float> ones(padded);
       std::fill_n(ones.get(), padded, 1.0f);
@@ -128,16 +98,8 @@ class PairSums {
 
  private:
   static constexpr float kBelowAll = -2;  // no cosine is
-  static constexpr int64_t kThreadFloats = 1 << 16, kChunkFloats = 1 << 15, kHeldFloats = 1 << 22, kItems = 64;
-
-  // What multiplies a pair's exponential on behalf of one of its rows. Absent rows have share 0, and a top so high that
-  // their exponential is 0 as well.
-  struct Shares {
-    explicit Shares(int64_t n) : share(n), top(n) { std::fill_n(share.get(), n, 0.0f), std::fill_n(top.get(), n, 4.0f); }
-    Buffer<float> share, top;
-  };
-
-  static constexpr int64_t kParts = 64;
+  static constexpr int64_t kThreadFloats = 1 << 16, kChunkFloats = 1 << 15, kHeldFloats = 1 << 22;
+  static constexpr int64_t kItems = 64, kParts = 64;
 
   // total_i of a batch that meets itself: rows in kParts parts, of which each pair meets once.
   void sums_of_batch(float* state) {
@@ -174,7 +136,7 @@ class PairSums {
         left_out.mark(tile.get(), p * kPanel, x_.count(p), q * kPanel, x_.count(q));
         for (int lane = x_.count(p); lane < kPanel; ++lane)  // behind the last row
           for (int j = 0; j < kPanel; ++j) tile[j * kPanel + lane] = -std::numeric_limits<float>::infinity();
-        add_both_ways(tile.get(), x_.count(q), down.get() + (p - a) * kPanel, across.get());
+        tile_.add_both_ways(tile.get(), x_.count(q), down.get() + (p - a) * kPanel, across.get());
       }
       if (a == b) continue;
       for (int j = 0; j < kPanel; ++j) of_b[q * kPanel + j] = float(sum(load(across.get() + j * kLanes)));
@@ -182,23 +144,7 @@ class PairSums {
     for (int64_t i = 0; i < (a_last - a) * kPanel; ++i) of_a[a * kPanel + i] = float(down[i]);
   }
 
-  // exp(scale (c - 1)): down[lane] += over j, across[j] += over the vectors of lanes.
-  LDREG_HOT void add_both_ways(const float* tile, int others, double* down, float* across) const {
-    const float k = p_.scale * kLog2E;
-    Floats total[kVectors] = {};
-    for (int j = 0; j < others; ++j) {
-      Floats row = load(across + j * kLanes);
-      for (int v = 0; v < kVectors; ++v) {
-        const Floats e = exp2_of((load(tile + j * kPanel + v * kLanes) - 1.0f) * k);
-        total[v] += e, row += e;
-      }
-      std::memcpy(across + j * kLanes, &row, sizeof row);
-    }
-    for (int v = 0; v < kVectors; ++v) add_to(down + v * kLanes, total[v]);
-  }
-
   const PackedRows& candidates() const { return p_.same ? x_ : y_; }
-  bool one_shift() const { return p_.scale <= kOneShift; }
 
   // Rows go in blocks of panels, and candidates in as many segments as make kItems items, so that few rows keep all threads
   // at work too, and read the candidates once. It depends on the problem alone.
@@ -246,40 +192,6 @@ class PairSums {
         }
   }
 
-  // sum[lane] += sum_j exp(scale (c - top)), after raising top to the tile's largest.
-  LDREG_HOT void add_exponentials(const float* tile, int others, float* top, double* sum) const {
-    const float k = p_.scale * kLog2E;
-    for (int v = 0; v < kPanel; v += kLanes) {
-      Floats high = load(top + v);
-      if (!one_shift()) {
-        const Floats before = high;
-        for (int j = 0; j < others; ++j) {
-          const Floats c = load(tile + j * kPanel + v);
-          high = c > high ? c : high;
-        }
-        std::memcpy(top + v, &high, sizeof high);
-        const Floats shrink = exp2_of((before - high) * k);
-        for (int lane = 0; lane < kLanes; ++lane) sum[v + lane] *= shrink[lane];
-      }
-      Floats total = {};
-      for (int j = 0; j < others; ++j) total += exp2_of((load(tile + j * kPanel + v) - high) * k);
-      add_to(sum + v, total);
-    }
-  }
-
-  // sum[lane] += the tile's values, sum[kPanel + lane] += its slopes.
-  LDREG_HOT void add_softplus(const float* tile, int others, double* sum) const {
-    for (int v = 0; v < kPanel; v += kLanes) {
-      Floats value = {}, slope = {};
-      for (int j = 0; j < others; ++j) {
-        const Floats a = load(tile + j * kPanel + v) * p_.scale + p_.bias, y = exp_of_minus_magnitude(a);
-        value += (a > 0.0f ? a : Floats{}) + log1p_of(y);
-        slope += sigmoid_of(a, y);
-      }
-      add_to(sum + v, value), add_to(sum + kPanel + v, slope);
-    }
-  }
-
   // sum_j w_ij y_j of every row in the lanes, and of the weights alone if asked for.
   void gradient(const PackedRows& lanes, const PackedRows& others, const LeftOut& left_out, const Shares& of_lanes,
                 const Shares& of_others, float* by_lanes, double* weights = nullptr) {
@@ -292,8 +204,8 @@ class PairSums {
     in_parts(split, lanes, others, [&](const Part& part) {
       Buffer<float> tile(kPanel * kPanel), out((part.last - part.first) * held * kPanel);
       meet(part, lanes, others, left_out, tile.get(), [&](int64_t p, int64_t b, int count) {
-        weigh(tile.get(), count, of_lanes, (part.first + p) * kPanel, of_others, b * kPanel);
-        if (weights) add_rows(tile.get(), count, weight.get() + part.segment * padded + (part.first + p) * kPanel);
+        tile_.weigh(tile.get(), count, of_lanes, (part.first + p) * kPanel, of_others, b * kPanel);
+        if (weights) tile_.add_rows(tile.get(), count, weight.get() + part.segment * padded + (part.first + p) * kPanel);
         others.combine(tile.get(), b, b == part.from, out.get() + p * held * kPanel);
       });
       float* to = split.segments > 1 ? partial.get() + part.segment * floats : by_lanes;
@@ -313,40 +225,9 @@ class PairSums {
     }
   }
 
-  // sum[lane] += the tile's numbers.
-  void add_rows(const float* tile, int others, double* sum) const {
-    for (int v = 0; v < kPanel; v += kLanes) {
-      Floats total = {};
-      for (int j = 0; j < others; ++j) total += load(tile + j * kPanel + v);
-      add_to(sum + v, total);
-    }
-  }
-
-  // The tile's cosines become weights.
-  LDREG_HOT void weigh(float* tile, int others, const Shares& of_lanes, int64_t first_lane, const Shares& of_others,
-                       int64_t first_other) const {
-    const float k = p_.scale * kLog2E;
-    for (int v = 0; v < kPanel; v += kLanes) {
-      const Floats share = load(of_lanes.share.get() + first_lane + v), top = load(of_lanes.top.get() + first_lane + v);
-      for (int j = 0; j < others; ++j) {
-        const Floats c = load(tile + j * kPanel + v);
-        const float other = of_others.share[first_other + j], other_top = of_others.top[first_other + j];
-        Floats w;
-        if (p_.softplus) {
-          const Floats a = c * p_.scale + p_.bias;
-          w = sigmoid_of(a, exp_of_minus_magnitude(a)) * (share + other);
-        } else if (one_shift()) {
-          w = exp2_of((c - 1.0f) * k) * (share + other);
-        } else {
-          w = exp2_of((c - top) * k) * share + exp2_of((c - other_top) * k) * other;
-        }
-        std::memcpy(tile + j * kPanel + v, &w, sizeof w);
-      }
-    }
-  }
-
   const PairsProblem& p_;
   Control& control_;
+  const PairTile tile_;
   PackedRows x_, y_;
 };
 
