@@ -4,12 +4,12 @@ A program owns BLOCK_M rows and goes through all candidates, BLOCK_N at a time, 
 made by one program, always in the same order: no atomics, the same bits at every run.
 
     sums        c_ij = f_i f_j <x_i, y_j>; without bias, with the largest c so far as top_i (Milakov and Gimelshein
-                2018, algorithm 3), total_i = sum_j 2^((c_ij - top_i) scale log2 e); with bias, sums of the sigmoid and
+                2018, algorithm 3), total_i = sum_j 2^((c_ij - top_i) scale log2 e); with a bias, sums of the sigmoid and
                 the softplus of scale c_ij + bias
     gradients   the tile again, its weights w_ij, and out_i += sum_j (w_ij f_j) y_j
 
 Arithmetic: sums are float32. Products of float32 rows take three tf32 products (tf32x3: 22 bits of each operand), those
-of half precision rows are exact. In the second product weights are rounded to the rows' bfloat16 (2^-9 relative, each
+of half precision rows are exact. In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each
 by itself). For float16 rows it is a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room
 for them, a softmax of 65536 candidates has most below 2^-24.
 
@@ -58,6 +58,15 @@ def _exp2(x):
         return tl.exp2(x)
     else:
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _reciprocal(x):
+    """1 / x within an ulp for 1 <= x < 2^126: one instruction, where a division has a dozen for the rest."""
+    if INTERPRET:
+        return 1 / x
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], tl.float32, True, 1)
 
 
 @triton.jit
@@ -128,7 +137,7 @@ def _in_steps(x, x_stride, i, M, y, y_stride, j, N, P, C: tl.constexpr):
 def _sigmoid(a):
     """(1 / (1 + e^-a), e^-|a|)."""
     small = _exp2(-tl.abs(a) * LOG2E)
-    return tl.where(a < 0, small, 1.0) / (1 + small), small
+    return tl.where(a < 0, small, 1.0) * _reciprocal(1 + small), small
 
 
 @triton.jit
@@ -158,6 +167,7 @@ def ldreg_pair_sums(
     i = first + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_P)
     scale = tl.load(scale_ptr)
+    power = scale * LOG2E  # e^(scale c) = 2^(power c)
     if C.bias:
         bias = tl.load(bias_ptr)
     if C.factors:
@@ -184,8 +194,8 @@ def ldreg_pair_sums(
         else:
             top = tl.maximum(one, tl.max(c, 1))
             shift = tl.where(top == float("-inf"), 0.0, top)  # all left out so far
-            two = two * _exp2((one - shift) * (scale * LOG2E))
-            two += tl.sum(_exp2((c - shift[:, None]) * (scale * LOG2E)), 1)
+            two = two * _exp2(one * power - shift * power)
+            two += tl.sum(_exp2(c * power - (shift * power)[:, None]), 1)
             one = top
     if not C.bias:
         one = tl.where(one == float("-inf"), 0.0, one)
@@ -202,7 +212,7 @@ def _share(by_value, state, i, count, C: tl.constexpr):
     else:
         top = tl.load(state + i, mask=i < count, other=0.0)
         total = tl.load(state + count.to(tl.int64) + i, mask=i < count, other=0.0)
-        return top, tl.where(total == 0, 0.0, by / total)
+        return top, tl.where(total == 0, 0.0, by * _reciprocal(total))  # the largest term of a total is 1
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -237,6 +247,7 @@ def ldreg_pair_gradient(
     i = first + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)  # the first ones are all of them if C.whole
     scale = tl.load(scale_ptr)
+    power = scale * LOG2E  # e^(scale c) = 2^(power c)
     if C.bias:
         bias = tl.load(bias_ptr)
     if C.factors:
@@ -268,11 +279,11 @@ def ldreg_pair_gradient(
             else:
                 w *= share_i[:, None]
         elif C.exchanged:
-            w = _exp2((c - top_j[None, :]) * (scale * LOG2E)) * share_j[None, :]
+            w = _exp2(c * power - (top_j * power)[None, :]) * share_j[None, :]
         else:
-            w = _exp2((c - top_i[:, None]) * (scale * LOG2E)) * share_i[:, None]
+            w = _exp2(c * power - (top_i * power)[:, None]) * share_i[:, None]
             if C.same:
-                w += _exp2((c - top_j[None, :]) * (scale * LOG2E)) * share_j[None, :]
+                w += _exp2(c * power - (top_j * power)[None, :]) * share_j[None, :]
         if C.factors:
             w *= f_j[None, :]
         if y_tile.dtype == tl.float16:
