@@ -24,7 +24,8 @@ try:
     from . import triton_launch as _launch
     from . import triton_pairs_launch as _pairs
 except ImportError as error:
-    _launch, _pairs, _missing = None, None, f"Triton could not be imported ({error}); it comes with CUDA builds of torch"
+    _launch = _pairs = None
+    _missing = f"Triton could not be imported ({error}); it comes with CUDA builds of torch"
 else:
     _missing = ""
 

@@ -4,8 +4,8 @@ A program owns BLOCK_M rows and goes through all candidates, BLOCK_N at a time, 
 made by one program, always in the same order: no atomics, the same bits at every run.
 
     sums        c_ij = f_i f_j <x_i, y_j>; without bias, with the largest c so far as top_i (Milakov and Gimelshein
-                2018, algorithm 3), total_i = sum_j 2^((c_ij - top_i) scale log2 e); with a bias, sums of the sigmoid and
-                the softplus of scale c_ij + bias
+                2018, algorithm 3), total_i = sum_j 2^((c_ij - top_i) scale log2 e); with a bias, sums of the sigmoid
+                and the softplus of scale c_ij + bias
     gradients   the tile again, its weights w_ij, and out_i += sum_j (w_ij f_j) y_j
 
 Arithmetic: sums are float32. Products of float32 rows take three tf32 products (tf32x3: 22 bits of each operand), those
@@ -158,7 +158,7 @@ def _log1p(e):
 def ldreg_pair_sums(
     x, x_stride, x_factor, y, y_stride, y_factor, scale_ptr, bias_ptr, state, M, N, P, own, C: tl.constexpr
 ):
-    """state [2, M] of the contract, rows program_id * BLOCK_M on."""
+    """state [2, M] of the contract, rows from program_id(0) * BLOCK_M."""
     BLOCK_M: tl.constexpr = C.rows
     BLOCK_N: tl.constexpr = C.candidates
     BLOCK_P: tl.constexpr = C.columns
@@ -234,7 +234,7 @@ def ldreg_pair_gradient(
     own,
     C: tl.constexpr,
 ):
-    """out [M, P] float32: sum_j w_ij f_j y_j of the rows program_id(0) * BLOCK_M on, columns program_id(1) * BLOCK_P on.
+    """out [M, P] float32: sum_j w_ij f_j y_j, rows from program_id(0) * BLOCK_M, columns from program_id(1) * BLOCK_P.
 
     Exchanged, x and y are the candidates and the rows of the contract, M and N their numbers. State and by_value are of
     the contract's rows, always.

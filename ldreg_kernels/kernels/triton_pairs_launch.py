@@ -77,6 +77,7 @@ TABLE: dict[tuple[str, torch.dtype, str], tuple[tuple[int, Blocks], ...]] = {
     ),
     ("gradient", torch.float32, "blackwell"): ((_STEPS, Blocks(128, 32, 32, 128, 2, 8)),),
     ("gradient", torch.bfloat16, ""): ((128, Blocks(64, 64, WHOLE, WHOLE, 2, 4)), *_WIDE_GRADIENTS),
+    ("gradient", torch.bfloat16, "blackwell"): ((128, Blocks(128, 64, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
     ("gradient", torch.float16, ""): ((128, Blocks(128, 32, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
 }
 _ARCHITECTURES = {9: "hopper", 10: "blackwell"}  # by the major compute capability

@@ -32,8 +32,8 @@ WAYS = {
 # Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, or tf32x3 on a GPU. In an exponent that is
 # `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2 and the logarithm round.
 COSINE, SUM = 5e-7, 3e-6
-# Weights are rounded to bfloat16, or for float16 rows to tf32, before they are multiplied by the candidates: half an ulp
-# each. Triton's interpreter truncates to bfloat16, and knows no tf32.
+# Weights are rounded to bfloat16, or for float16 rows to tf32, before they are multiplied by the candidates: half an
+# ulp each. Triton's interpreter truncates to bfloat16, and knows no tf32.
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7 if DEVICE == "cpu" else 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -41,6 +41,9 @@ ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7 if DEVICE == "cpu" else 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(launch, "blocks_for", lambda *_: WAYS[request.param])
     return request.param
+
+
+ONE_WAY = pytest.mark.parametrize("way", ["whole"], indirect=True)  # where the blocks are not the matter
 
 
 def unit(rows: int, P: int, seed: int) -> Tensor:
@@ -128,41 +131,49 @@ def check(pairs: Pairs) -> None:
 # ------------------------------------------------------------------------------------------------- shapes and modes
 
 
-@pytest.mark.parametrize(("M", "N"), [(1, 1), (1, 40), (40, 1), (15, 31), (16, 32), (17, 33), (37, 71), (64, 16)])
-@pytest.mark.parametrize("bias", [None, -2.0], ids=["logsumexp", "softplus"])
+@pytest.mark.parametrize(
+    ("M", "N", "bias"),
+    [
+        *[(M, N, None) for M, N in [(1, 1), (1, 40), (40, 1), (15, 31), (16, 32), (17, 33), (37, 71), (64, 16)]],
+        *[(1, 1, -2.0), (33, 17, -2.0)],
+    ],
+)
 def test_one_below_at_and_above_every_block(M: int, N: int, bias: float | None) -> None:
     check(problem(M, N, bias=bias))
 
 
-@pytest.mark.parametrize("P", [1, 15, 16, 17, 32, 70])
+@pytest.mark.parametrize("P", [1, 16, 17, 70])
 def test_columns(P: int) -> None:
     check(problem(20, 37, P))
     check(problem(34, P=P))
 
 
-@pytest.mark.parametrize("M", [2, 16, 34, 66])
+@pytest.mark.parametrize("M", [2, 34])
 @pytest.mark.parametrize(("views", "bias"), [(1, None), (2, None), (1, -3.0)])
 def test_rows_that_are_the_candidates(M: int, views: int, bias: float | None) -> None:
     check(problem(M, views=views, bias=bias))
 
 
-@pytest.mark.parametrize("own", [0, 7, 32, 45])
+@pytest.mark.parametrize("own", [7, 45])
 @pytest.mark.parametrize("views", [1, 2])
 def test_own_rows_among_others(own: int, views: int) -> None:
     """The other view wraps around; with own = 45 the last rows are no candidates at all."""
     check(problem(36, 80, own=own, views=views))
 
 
+@ONE_WAY
 def test_own_rows_of_the_softplus_sum() -> None:
     check(problem(36, 80, own=33, bias=1.0))
 
 
+@ONE_WAY
 @pytest.mark.parametrize("temperature", [0.01, 1.0])
 @pytest.mark.parametrize("bias", [None, -10.0])
 def test_temperatures(temperature: float, bias: float | None) -> None:
     check(problem(33, 50, temperature=temperature, bias=bias))
 
 
+@ONE_WAY
 @pytest.mark.parametrize("bias", [-80.0, -40.0, 0.0, 40.0])
 def test_softplus_keeps_its_digits(bias: float) -> None:
     """ln(1 + e^a) is e^a for a << 0 and a for a >> 0; both to float32's precision."""
@@ -177,6 +188,7 @@ def test_half_precision(dtype: torch.dtype, mode: dict) -> None:
     check(problem(34, dtype=dtype, **mode))
 
 
+@ONE_WAY
 def test_small_float16_weights_do_not_underflow() -> None:
     """2^-24 is float16's smallest number, and here no weight is as large."""
     pairs = problem(20, 40, dtype=torch.float16, temperature=1.0)
@@ -208,6 +220,7 @@ def test_any_problem(M, N, P, views, own, bias, dtype) -> None:
 # ------------------------------------------------------------------------------------------------- corners
 
 
+@ONE_WAY
 def test_no_candidates() -> None:
     """A row whose only candidate is itself: an empty sum, and no gradient."""
     for pairs in (problem(1), problem(2, views=2), problem(1, 1, own=0)):
@@ -216,16 +229,19 @@ def test_no_candidates() -> None:
         assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
+@ONE_WAY
 def test_rows_of_zeros() -> None:
     pairs = problem(34)
     pairs.x[[0, 5, 33]] = 0
     check(pairs)
 
 
+@ONE_WAY
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # by the interpreter's tl.max
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("bias", [None, -1.0], ids=["logsumexp", "softplus"])
-@pytest.mark.parametrize("where", ["x", "y", "both"])
+@pytest.mark.parametrize(
+    ("where", "bias", "bad"),
+    [(where, bias, torch.nan) for where in ("x", "y", "both") for bias in (None, -1.0)] + [("x", None, torch.inf)],
+)
 def test_nan_goes_where_the_formula_takes_it(where: str, bias: float | None, bad: float) -> None:
     pairs = problem(34, None if where == "both" else 40, bias=bias)
     (pairs.y if where == "y" else pairs.x)[3] = bad
@@ -239,7 +255,7 @@ def test_nan_goes_where_the_formula_takes_it(where: str, bias: float | None, bad
         assert torch.equal(ours.isnan().any(1), true.isnan().any(1))
 
 
-@pytest.mark.parametrize("pattern", ["0x00", "0xff", "1e30", "+Inf float16 everywhere"])
+@pytest.mark.parametrize("pattern", ["0xff", "1e30"])
 @pytest.mark.parametrize("same", [True, False])
 def test_nothing_beyond_the_rows_is_read_into_them(same: bool, pattern: str) -> None:
     """Rows and columns lie in a larger tensor of whatever; outputs begin as whatever, too."""
@@ -260,6 +276,7 @@ def test_nothing_beyond_the_rows_is_read_into_them(same: bool, pattern: str) -> 
     assert all(torch.equal(one, other) for one, other in zip(clean, dirty, strict=True))
 
 
+@ONE_WAY
 def test_rows_of_any_stride() -> None:
     """Repeated with stride 0, every other one, and columns that have to be copied."""
     x = unit(1, 20, 1).expand(20, 20)
@@ -274,6 +291,7 @@ def test_two_runs_are_bitwise_equal(bias: float | None) -> None:
         assert torch.equal(one, other)
 
 
+@ONE_WAY
 def test_only_what_is_asked_for() -> None:
     pairs = moved(problem(17, 18), lambda t: t.to(DEVICE))
     state, by_value = triton_backend.pair_sums(pairs), weights(17).to(DEVICE)
@@ -288,6 +306,7 @@ def test_only_what_is_asked_for() -> None:
 # ------------------------------------------------------------------------------------------------- above the kernels
 
 
+@ONE_WAY
 def test_the_differentiable_sums_take_this_backend() -> None:
     """Values and all four gradients, by name; float64 is refused by name."""
     x, y = unit(33, 20, 1), unit(40, 20, 2)
@@ -311,6 +330,7 @@ def test_the_differentiable_sums_take_this_backend() -> None:
         row_logsumexp(x.double().to(DEVICE), scale=torch.tensor(8.0).double().to(DEVICE), backend="triton")
 
 
+@ONE_WAY
 def test_dispatch_finds_it_by_name() -> None:
     pairs = moved(problem(4), lambda t: t.to(DEVICE))
     assert dispatch.resolve_pairs("triton", pairs) is triton_backend
