@@ -14,6 +14,7 @@ import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -85,6 +86,7 @@ def launch_of(case: Case) -> Recorder:
     gpu: dict[str, Any] = {
         "current_device": lambda: -1,
         "get_device_capability": lambda *_: divmod(case.capability, 10),
+        "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=132),
     }
     triton_backend.forget_plans()
     with mock.patch.multiple("torch.cuda", **gpu), mock.patch.object(triton_pairs_launch, kernel, recorder):

@@ -146,6 +146,11 @@ def _served(x: Tensor) -> int:
     return capability
 
 
+def _machine(x: Tensor) -> tuple[int, int]:
+    """(compute capability, multiprocessors) of the device of x."""
+    return _served(x), 1 if interpreting() else _programs(x.get_device())
+
+
 def _staged() -> bool:
     """LDREG_TRITON_STAGED=1: a launch for every stage, to see which one is wrong or slow."""
     value = os.environ.get("LDREG_TRITON_STAGED", "0")
@@ -181,7 +186,7 @@ def ldreg(
 def pair_sums(pairs: Pairs) -> Tensor:
     """Contract `pair_sums`."""
     assert _pairs is not None
-    return _pairs.sums(pairs, _served(pairs.x))
+    return _pairs.sums(pairs, *_machine(pairs.x))
 
 
 def pair_gradients(
@@ -189,4 +194,4 @@ def pair_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Contract `pair_gradients`."""
     assert _pairs is not None
-    return _pairs.gradients(pairs, _served(pairs.x), state, by_value, need_x, need_y)
+    return _pairs.gradients(pairs, *_machine(pairs.x), state, by_value, need_x, need_y)

@@ -1,6 +1,7 @@
 """Sums over pairs on tensor cores: tiles of cosines that never leave the chip, and the gradients from the same tiles.
 
-A program owns BLOCK_M rows and goes through all candidates, BLOCK_N at a time, in ascending order. So every number is
+A program owns BLOCK_M rows and goes through all candidates, BLOCK_N at a time, in ascending order; where there are few
+rows it goes through a part of the candidates, and the parts are put together in a second launch. So every number is
 made by one program, always in the same order: no atomics, the same bits at every run.
 
     sums        c_ij = f_i f_j <x_i, y_j>; without bias, with the largest c so far as top_i (Milakov and Gimelshein
@@ -16,7 +17,7 @@ for them, a softmax of 65536 candidates has most below 2^-24.
 The gradient by the candidates is the same kernel with the two sets exchanged (C.exchanged): it owns candidates, and the
 weights are those of the rows that it goes through. Rows that are the candidates have both kinds at once.
 
-What this file does not do: split candidates over programs (few rows leave a GPU idle), or use that c_ij = c_ji.
+What this file does not do: use that c_ij = c_ji.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .triton_language import INTERPRET
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # Numbers that vary from call to call: no kernel of their own for 1, or for multiples of 16.
-NUMBERS = ("M", "N", "own")
+NUMBERS = ("M", "N", "own", "part", "parts")
 
 
 @triton.jit
@@ -156,9 +157,12 @@ def _log1p(e):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def ldreg_pair_sums(
-    x, x_stride, x_factor, y, y_stride, y_factor, scale_ptr, bias_ptr, state, M, N, P, own, C: tl.constexpr
+    x, x_stride, x_factor, y, y_stride, y_factor, scale_ptr, bias_ptr, state, M, N, P, own, part, C: tl.constexpr
 ):
-    """state [2, M] of the contract, rows from program_id(0) * BLOCK_M."""
+    """state [parts, 2, M]: rows from program_id(0) * BLOCK_M, `part` candidates from program_id(1) * part.
+
+    The contract's, but that in each part of several a row without candidates has the top -inf.
+    """
     BLOCK_M: tl.constexpr = C.rows
     BLOCK_N: tl.constexpr = C.candidates
     BLOCK_P: tl.constexpr = C.columns
@@ -176,7 +180,8 @@ def ldreg_pair_sums(
         x_tile = _load(x, x_stride, i, M, columns, P, C)
     one = tl.full([BLOCK_M], 0.0 if C.bias else float("-inf"), tl.float32)  # slope, or the largest cosine so far
     two = tl.zeros([BLOCK_M], tl.float32)  # value, or total
-    for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
+    begin = tl.program_id(1) * part
+    for start in tl.range(begin, tl.minimum(begin + part, N), BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
         if C.whole:
             y_tile = _load(y, y_stride, j, N, columns, P, C)
@@ -198,9 +203,30 @@ def ldreg_pair_sums(
             two += tl.sum(_exp2(c * power - (shift * power)[:, None]), 1)
             one = top
     if not C.bias:
-        one = tl.where(one == float("-inf"), 0.0, one)
+        if part >= N:
+            one = tl.where(one == float("-inf"), 0.0, one)
+    state += tl.program_id(1).to(tl.int64) * 2 * M
     tl.store(state + i, one, mask=i < M)
     tl.store(state + M.to(tl.int64) + i, two, mask=i < M)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def ldreg_pair_join(each, state, scale_ptr, M, parts, BLOCK: tl.constexpr):
+    """state [2, M] of sums without bias, from the states [parts, 2, M] of parts of the candidates."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    power = tl.load(scale_ptr) * LOG2E
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(parts):
+        other = tl.load(each + i, mask=i < M, other=0.0)
+        larger = tl.maximum(top, other)
+        shift = tl.where(larger == float("-inf"), 0.0, larger) * power
+        more = tl.load(each + M.to(tl.int64) + i, mask=i < M, other=0.0)
+        total = total * _exp2(top * power - shift) + more * _exp2(other * power - shift)
+        top = larger
+        each += 2 * M.to(tl.int64)
+    tl.store(state + i, tl.where(top == float("-inf"), 0.0, top), mask=i < M)
+    tl.store(state + M.to(tl.int64) + i, total, mask=i < M)
 
 
 @triton.jit
@@ -232,10 +258,12 @@ def ldreg_pair_gradient(
     N,
     P,
     own,
+    part,
     C: tl.constexpr,
 ):
-    """out [M, P] float32: sum_j w_ij f_j y_j, rows from program_id(0) * BLOCK_M, columns from program_id(1) * BLOCK_P.
+    """out [parts, M, P] float32: sum_j w_ij f_j y_j over the `part` candidates from program_id(2) * part.
 
+    Rows from program_id(0) * BLOCK_M, columns from program_id(1) * BLOCK_P.
     Exchanged, x and y are the candidates and the rows of the contract, M and N their numbers. State and by_value are of
     the contract's rows, always.
     """
@@ -257,7 +285,8 @@ def ldreg_pair_gradient(
     if C.whole:
         x_tile = _load(x, x_stride, i, M, columns, P, C)
     acc = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
-    for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
+    begin = tl.program_id(2) * part
+    for start in tl.range(begin, tl.minimum(begin + part, N), BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
         y_tile = _load(y, y_stride, j, N, columns, P, C)
         if C.whole:
@@ -290,5 +319,6 @@ def ldreg_pair_gradient(
             acc = _product(w, y_tile.to(tl.float32), acc, "tf32")
         else:
             acc = _product(w.to(y_tile.dtype), y_tile, acc, "tf32x3")
-    where = out + i.to(tl.int64)[:, None] * P + columns[None, :]
+    row = tl.program_id(2).to(tl.int64) * M + i
+    where = out + row[:, None] * P + columns[None, :]
     tl.store(where, acc, mask=(i < M)[:, None] & (columns < P)[None, :])

@@ -1,7 +1,8 @@
 """Sums over pairs on a GPU by Triton: blocks from a table, outputs, one launch for each of them.
 
-`pair_sums` is one launch, `pair_gradients` one for each gradient that is asked for. Nothing waits for the device: scale
-and bias are read by the kernels. What they compute: triton_pairs.py.
+`pair_sums` is one launch, `pair_gradients` one for each gradient that is asked for; where rows are too few for the
+multiprocessors, candidates are divided, and one more launch joins the parts. Nothing waits for the device: scale and
+bias are read by the kernels. What they compute: triton_pairs.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from .contract import Pairs, unit_columns
 from .triton_launch import on_device
-from .triton_pairs import ldreg_pair_gradient, ldreg_pair_sums
+from .triton_pairs import ldreg_pair_gradient, ldreg_pair_join, ldreg_pair_sums
 
+FEWEST = 8  # blocks of candidates in a part: about what joining parts costs
 WHOLE = 0  # instead of a step: rows stay on the chip with all their columns
 
 
@@ -89,23 +91,46 @@ def blocks_for(kernel: str, dtype: torch.dtype, P: int, capability: int) -> Bloc
     return next(blocks for most, blocks in rows if most >= P)
 
 
-def sums(pairs: Pairs, capability: int) -> Tensor:
+def part_of(N: int, programs: int, blocks: Blocks, multiprocessors: int) -> int:
+    """Candidates that each program goes through, so that `programs` of them times the parts fill the GPU once."""
+    free = multiprocessors * max(1, 8 // blocks.warps) // programs
+    parts = max(1, min(free, N // (FEWEST * blocks.candidates)))
+    return triton.cdiv(triton.cdiv(N, parts), blocks.candidates) * blocks.candidates
+
+
+def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     """Contract `pair_sums`."""
     x, y = _rows(pairs)
     M, N, P = x.shape[0], y.shape[0], x.shape[1]
     blocks = blocks_for("sums", x.dtype, P, capability)
-    state = torch.empty(2, M, dtype=torch.float32, device=x.device)
+    programs = triton.cdiv(M, blocks.rows)
+    part = part_of(N, programs, blocks, multiprocessors)
+    parts = triton.cdiv(N, part)
+    each = torch.empty(parts, 2, M, dtype=torch.float32, device=x.device)
     with on_device(x):
-        ldreg_pair_sums[(triton.cdiv(M, blocks.rows),)](
+        ldreg_pair_sums[programs, parts](
             *_operands(x, y, pairs.x_factor, pairs.y_factor, pairs),
-            *(state, M, N, P, pairs.own or 0, _setup(pairs, blocks, P)),
+            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, P)),
             num_warps=blocks.warps,
         )
+    if parts == 1:
+        return each[0]
+    if pairs.bias is not None:
+        return each.sum(0)
+    state = torch.empty_like(each[0])
+    with on_device(x):
+        ldreg_pair_join[(triton.cdiv(M, 128),)](each, state, pairs.scale.detach(), M, parts, 128, num_warps=4)
     return state
 
 
 def gradients(
-    pairs: Pairs, capability: int, state: Tensor, by_value: Tensor, need_x: bool, need_y: bool
+    pairs: Pairs,
+    capability: int,
+    multiprocessors: int,
+    state: Tensor,
+    by_value: Tensor,
+    need_x: bool,
+    need_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Contract `pair_gradients`."""
     x, y = _rows(pairs)
@@ -115,15 +140,18 @@ def gradients(
 
     def launch(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, exchanged: bool) -> Tensor:
         M, N = x.shape[0], y.shape[0]
-        out = torch.empty(M, P, dtype=torch.float32, device=x.device)
         setup = _setup(pairs, blocks, P, exchanged)
+        down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, setup.out)
+        part = part_of(N, down * across, blocks, multiprocessors)
+        parts = triton.cdiv(N, part)
+        each = torch.empty(parts, M, P, dtype=torch.float32, device=x.device)
         with on_device(x):
-            ldreg_pair_gradient[triton.cdiv(M, blocks.rows), triton.cdiv(P, setup.out)](
+            ldreg_pair_gradient[down, across, parts](
                 *_operands(x, y, x_factor, y_factor, pairs),
-                *(state, by_value, out, M, N, P, pairs.own or 0, setup),
+                *(state, by_value, each, M, N, P, pairs.own or 0, part, setup),
                 num_warps=blocks.warps,
             )
-        return out
+        return each[0] if parts == 1 else each.sum(0)
 
     by_x = launch(x, y, pairs.x_factor, pairs.y_factor, False) if need_x else None
     by_y = launch(y, x, pairs.y_factor, pairs.x_factor, True) if need_y and not pairs.symmetric else None

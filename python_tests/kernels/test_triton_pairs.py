@@ -217,6 +217,22 @@ def test_any_problem(M, N, P, views, own, bias, dtype) -> None:
         check(problem(M, N, P, own, views, bias=bias, dtype=dtype))
 
 
+@pytest.mark.parametrize("bias", [None, -2.0])
+@pytest.mark.parametrize("same", [True, False])
+def test_parts_of_the_candidates(same: bool, bias: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows on many multiprocessors; the last part is one candidate, which is left out for a row."""
+    monkeypatch.setattr(launch, "part_of", lambda *_: 32)
+    check(problem(66 if same else 34, None if same else 65, own=31, views=1 if bias else 2, bias=bias))
+
+
+def test_parts_fill_the_multiprocessors_once() -> None:
+    blocks = launch.Blocks(128, 64, launch.WHOLE, 0, 2, 8)
+    for N, programs, parts in [(65536, 512, 1), (8192, 64, 2), (4096, 32, 4), (1024, 8, 2), (100, 1, 1), (1, 1, 1)]:
+        part = launch.part_of(N, programs, blocks, 132)
+        assert part % 64 == 0
+        assert -(-N // part) == parts
+
+
 # ------------------------------------------------------------------------------------------------- corners
 
 
