@@ -20,8 +20,6 @@ from unittest import mock
 
 from benchmarks.compiled import CAPABILITIES, MATRIX, SERIALIZED, Recorder, cache_folder, compiled, cuobjdump, figure
 
-ROWS = 1 << 16
-
 
 @dataclass(frozen=True)
 class Case:
@@ -36,6 +34,7 @@ class Case:
     bias: bool = False
     exchanged: bool = False
     odd: bool = False  # a row stride that 16 does not divide
+    rows: int = 1 << 16  # with fewer, candidates are divided
 
 
 def table(capability: int) -> list[Case]:
@@ -62,6 +61,9 @@ HARD = [
     Case("gradient", 90, "bfloat16", 128, same=False, bias=True, exchanged=True),
     Case("gradient", 90, "float32", 127, odd=True),
     Case("gradient", 90, "bfloat16", 1, same=False),
+    Case("sums", 90, "float32", 128, rows=4096),
+    Case("gradient", 90, "float32", 128, rows=4096),
+    Case("gradient", 90, "bfloat16", 128, rows=4096),
 ]
 
 
@@ -76,20 +78,21 @@ def launch_of(case: Case) -> Recorder:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     dtype, wide = getattr(torch, case.dtype), case.P + (1 if case.odd else 0)
-    x = empty(ROWS, wide, dtype=dtype)[:, : case.P]
-    y = x if case.same else empty(2 * ROWS, wide, dtype=dtype)[:, : case.P]
+    x = empty(case.rows, wide, dtype=dtype)[:, : case.P]
+    y = x if case.same else empty(2 * case.rows, wide, dtype=dtype)[:, : case.P]
     factors = (empty(len(x)), empty(len(y))) if dtype.itemsize == 2 else (None, None)
-    own = 0 if case.same else ROWS if case.views > 1 else None
+    own = 0 if case.same else case.rows if case.views > 1 else None
     pairs = Pairs(x, y, empty(), empty() if case.bias else None, own, case.views, *factors)
     kernel = {"sums": "ldreg_pair_sums", "gradient": "ldreg_pair_gradient"}[case.kernel]
     recorder = Recorder(getattr(triton_pairs_launch, kernel))
+    recorders: dict[str, Any] = {kernel: recorder, "ldreg_pair_join": Recorder(triton_pairs_launch.ldreg_pair_join)}
     gpu: dict[str, Any] = {
         "current_device": lambda: -1,
         "get_device_capability": lambda *_: divmod(case.capability, 10),
         "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=132),
     }
     triton_backend.forget_plans()
-    with mock.patch.multiple("torch.cuda", **gpu), mock.patch.object(triton_pairs_launch, kernel, recorder):
+    with mock.patch.multiple("torch.cuda", **gpu), mock.patch.multiple(triton_pairs_launch, **recorders):
         if case.kernel == "sums":
             triton_backend.pair_sums(pairs)
         else:

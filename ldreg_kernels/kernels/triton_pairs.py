@@ -180,17 +180,24 @@ def ldreg_pair_sums(
         x_tile = _load(x, x_stride, i, M, columns, P, C)
     one = tl.full([BLOCK_M], 0.0 if C.bias else float("-inf"), tl.float32)  # slope, or the largest cosine so far
     two = tl.zeros([BLOCK_M], tl.float32)  # value, or total
-    begin = tl.program_id(1) * part
-    for start in tl.range(begin, tl.minimum(begin + part, N), BLOCK_N, num_stages=STAGES):
+    begin, left, count = 0, N, N
+    if C.divided:  # a part is a problem of its own, its candidates counted from 0
+        begin = tl.program_id(1) * part
+        left = N - begin
+        count = tl.minimum(part, left)
+        y += begin.to(tl.int64) * y_stride
+        if C.factors:
+            y_factor += begin
+    for start in tl.range(0, count, BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
         if C.whole:
-            y_tile = _load(y, y_stride, j, N, columns, P, C)
+            y_tile = _load(y, y_stride, j, left, columns, P, C)
             c = _product(x_tile, tl.trans(y_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), "tf32x3")
         else:
-            c = _in_steps(x, x_stride, i, M, y, y_stride, j, N, P, C)
+            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, P, C)
         if C.factors:
-            c = c * f_i[:, None] * tl.load(y_factor + j, mask=j < N, other=0.0)[None, :]
-        c = _masked(c, first, M, start, N, own, C)
+            c = c * f_i[:, None] * tl.load(y_factor + j, mask=j < left, other=0.0)[None, :]
+        c = _masked(c, first, M, begin + start, N, own, C)
         if C.bias:
             a = c * scale + bias
             sigmoid, small = _sigmoid(a)
@@ -202,10 +209,10 @@ def ldreg_pair_sums(
             two = two * _exp2(one * power - shift * power)
             two += tl.sum(_exp2(c * power - (shift * power)[:, None]), 1)
             one = top
-    if not C.bias:
-        if part >= N:
-            one = tl.where(one == float("-inf"), 0.0, one)
-    state += tl.program_id(1).to(tl.int64) * 2 * M
+    if C.divided:
+        state += tl.program_id(1).to(tl.int64) * 2 * M
+    elif not C.bias:
+        one = tl.where(one == float("-inf"), 0.0, one)
     tl.store(state + i, one, mask=i < M)
     tl.store(state + M.to(tl.int64) + i, two, mask=i < M)
 
@@ -230,14 +237,14 @@ def ldreg_pair_join(each, state, scale_ptr, M, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _share(by_value, state, i, count, C: tl.constexpr):
+def _share(by_value, state, i, end, count, C: tl.constexpr):
     """(top_i, by_value_i / total_i), or with bias (0, by_value_i); 0 beyond the end and where there is no candidate."""
-    by = tl.load(by_value + i, mask=i < count, other=0.0)
+    by = tl.load(by_value + i, mask=i < end, other=0.0)
     if C.bias:
         return tl.zeros_like(by), by
     else:
-        top = tl.load(state + i, mask=i < count, other=0.0)
-        total = tl.load(state + count.to(tl.int64) + i, mask=i < count, other=0.0)
+        top = tl.load(state + i, mask=i < end, other=0.0)
+        total = tl.load(state + count.to(tl.int64) + i, mask=i < end, other=0.0)
         return top, tl.where(total == 0, 0.0, by * _reciprocal(total))  # the largest term of a total is 1
 
 
@@ -281,24 +288,32 @@ def ldreg_pair_gradient(
     if C.factors:
         f_i = tl.load(x_factor + i, mask=i < M, other=0.0)
     if not C.exchanged:
-        top_i, share_i = _share(by_value, state, i, M, C)
+        top_i, share_i = _share(by_value, state, i, M, M, C)
     if C.whole:
         x_tile = _load(x, x_stride, i, M, columns, P, C)
     acc = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
-    begin = tl.program_id(2) * part
-    for start in tl.range(begin, tl.minimum(begin + part, N), BLOCK_N, num_stages=STAGES):
+    begin, left, count = 0, N, N
+    if C.divided:  # as in the sums
+        begin = tl.program_id(2) * part
+        left = N - begin
+        count = tl.minimum(part, left)
+        y += begin.to(tl.int64) * y_stride
+        out += tl.program_id(2).to(tl.int64) * M * P
+        if C.factors:
+            y_factor += begin
+    for start in tl.range(0, count, BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
-        y_tile = _load(y, y_stride, j, N, columns, P, C)
+        y_tile = _load(y, y_stride, j, left, columns, P, C)
         if C.whole:
             c = _product(x_tile, tl.trans(y_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), "tf32x3")
         else:
-            c = _in_steps(x, x_stride, i, M, y, y_stride, j, N, P, C)
+            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, P, C)
         if C.factors:
-            f_j = tl.load(y_factor + j, mask=j < N, other=0.0)
+            f_j = tl.load(y_factor + j, mask=j < left, other=0.0)
             c = c * f_i[:, None] * f_j[None, :]
-        c = _masked(c, first, M, start, N, own, C)
+        c = _masked(c, first, M, begin + start, N, own, C)
         if C.exchanged or C.same:
-            top_j, share_j = _share(by_value, state, j, N, C)
+            top_j, share_j = _share(by_value + begin, state + begin, j, left, N, C)
         if C.bias:
             w, _ = _sigmoid(c * scale + bias)
             if C.same:
@@ -319,6 +334,5 @@ def ldreg_pair_gradient(
             acc = _product(w, y_tile.to(tl.float32), acc, "tf32")
         else:
             acc = _product(w.to(y_tile.dtype), y_tile, acc, "tf32x3")
-    row = tl.program_id(2).to(tl.int64) * M + i
-    where = out + row[:, None] * P + columns[None, :]
+    where = out + i.to(tl.int64)[:, None] * P + columns[None, :]
     tl.store(where, acc, mask=(i < M)[:, None] & (columns < P)[None, :])

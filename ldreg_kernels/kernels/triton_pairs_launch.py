@@ -49,6 +49,7 @@ class Setup:
     bias: bool
     views: int  # 0: nothing is left out
     same: bool  # the candidates are the rows
+    divided: bool  # a program goes through a part of the candidates
     exchanged: bool = False  # the gradient by the candidates
 
 
@@ -110,7 +111,7 @@ def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     with on_device(x):
         ldreg_pair_sums[programs, parts](
             *_operands(x, y, pairs.x_factor, pairs.y_factor, pairs),
-            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, P)),
+            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, P, parts > 1)),
             num_warps=blocks.warps,
         )
     if parts == 1:
@@ -140,10 +141,10 @@ def gradients(
 
     def launch(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, exchanged: bool) -> Tensor:
         M, N = x.shape[0], y.shape[0]
-        setup = _setup(pairs, blocks, P, exchanged)
-        down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, setup.out)
+        down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, blocks.out or _every(P))
         part = part_of(N, down * across, blocks, multiprocessors)
         parts = triton.cdiv(N, part)
+        setup = _setup(pairs, blocks, P, parts > 1, exchanged)
         each = torch.empty(parts, M, P, dtype=torch.float32, device=x.device)
         with on_device(x):
             ldreg_pair_gradient[down, across, parts](
@@ -171,10 +172,14 @@ def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | 
     return x, x.stride(0), x_factor, y, y.stride(0), y_factor, scale, bias
 
 
-def _setup(pairs: Pairs, blocks: Blocks, P: int, exchanged: bool = False) -> Setup:
-    every = max(16, triton.next_power_of_2(P))  # tensor cores multiply 16 columns
-    columns = blocks.step or every
-    out = blocks.out or every
+def _every(P: int) -> int:
+    """Columns of a block that holds whole rows: tensor cores multiply 16 at a time."""
+    return max(16, triton.next_power_of_2(P))
+
+
+def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool = False) -> Setup:
+    columns = blocks.step or _every(P)
+    out = blocks.out or _every(P)
     return Setup(
         rows=blocks.rows,
         candidates=blocks.candidates,
@@ -187,5 +192,6 @@ def _setup(pairs: Pairs, blocks: Blocks, P: int, exchanged: bool = False) -> Set
         bias=pairs.bias is not None,
         views=0 if pairs.own is None else pairs.views,
         same=pairs.symmetric,
+        divided=divided,
         exchanged=exchanged,
     )
