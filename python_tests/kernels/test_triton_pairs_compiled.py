@@ -44,11 +44,11 @@ def kernels() -> list[dict]:
 
 
 def test_nothing_is_spilled(kernels: list[dict]) -> None:
-    """But some thirty numbers of float32 rows on Hopper where candidates are divided: of its thousand instructions."""
+    """But five of a thousand instructions for float32 rows on Hopper where candidates are divided."""
     few = [k for k in kernels if k["rows"] < 1 << 16 and k["dtype"] == "float32" and k["kernel"] == "gradient"]
     assert [k for k in kernels if k not in few and (k["spilled"] or k["spill_instructions"])] == []
     assert len(few) == 1
-    assert few[0]["spill_instructions"] <= 40
+    assert few[0]["spill_instructions"] <= 16  # other versions of Triton may need some more
 
 
 def test_shared_memory_fits(kernels: list[dict]) -> None:
