@@ -25,7 +25,7 @@ from benchmarks.compiled import CAPABILITIES, MATRIX, SERIALIZED, Recorder, cach
 class Case:
     """One call of `pair_sums` or `pair_gradients`: by the rows, or by the candidates if they are others."""
 
-    kernel: str  # "sums" or "gradient"
+    kernel: str  # "sums", "join" for the parts of some, or "gradient"
     capability: int
     dtype: str
     P: int
@@ -62,6 +62,7 @@ HARD = [
     Case("gradient", 90, "float32", 127, odd=True),
     Case("gradient", 90, "bfloat16", 1, same=False),
     Case("sums", 90, "float32", 128, rows=4096),
+    Case("join", 90, "float32", 128, rows=4096),
     Case("gradient", 90, "float32", 128, rows=4096),
     Case("gradient", 90, "bfloat16", 128, rows=4096),
 ]
@@ -83,9 +84,10 @@ def launch_of(case: Case) -> Recorder:
     factors = (empty(len(x)), empty(len(y))) if dtype.itemsize == 2 else (None, None)
     own = 0 if case.same else case.rows if case.views > 1 else None
     pairs = Pairs(x, y, empty(), empty() if case.bias else None, own, case.views, *factors)
-    kernel = {"sums": "ldreg_pair_sums", "gradient": "ldreg_pair_gradient"}[case.kernel]
-    recorder = Recorder(getattr(triton_pairs_launch, kernel))
-    recorders: dict[str, Any] = {kernel: recorder, "ldreg_pair_join": Recorder(triton_pairs_launch.ldreg_pair_join)}
+    recorders: dict[str, Any] = {
+        name: Recorder(getattr(triton_pairs_launch, name))
+        for name in ("ldreg_pair_sums", "ldreg_pair_join", "ldreg_pair_gradient")
+    }
     gpu: dict[str, Any] = {
         "current_device": lambda: -1,
         "get_device_capability": lambda *_: divmod(case.capability, 10),
@@ -93,13 +95,13 @@ def launch_of(case: Case) -> Recorder:
     }
     triton_backend.forget_plans()
     with mock.patch.multiple("torch.cuda", **gpu), mock.patch.multiple(triton_pairs_launch, **recorders):
-        if case.kernel == "sums":
+        if case.kernel != "gradient":
             triton_backend.pair_sums(pairs)
         else:
             need = (not case.exchanged, case.exchanged)
             triton_backend.pair_gradients(pairs, empty(2, len(x)), empty(len(x)), *need)
     triton_backend.forget_plans()
-    return recorder
+    return recorders[f"ldreg_pair_{case.kernel}"]
 
 
 def figures(case: Case) -> dict[str, Any]:
