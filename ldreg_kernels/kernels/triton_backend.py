@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from . import autotune, single_launch, tuning
-from .contract import KnnResult, LdregResult, LidResult, Problem, Track, unit_columns
+from .contract import KnnResult, LdregResult, LidResult, Pairs, Problem, Track, unit_columns
 from .single_launch import Outputs, Request
 
 _launch: ModuleType | None
+_pairs: ModuleType | None
 try:
     from . import triton_launch as _launch
+    from . import triton_pairs_launch as _pairs
 except ImportError as error:
-    _launch, _missing = None, f"Triton could not be imported ({error}); it comes with CUDA builds of torch"
+    _launch = _pairs = None
+    _missing = f"Triton could not be imported ({error}); it comes with CUDA builds of torch"
 else:
     _missing = ""
 
@@ -108,9 +111,7 @@ def _plan(problem: Problem, request: Request, call: Any) -> Any:
         raise ValueError(f"k must be at most {LARGEST_K} on backend 'triton' (track included), got {request.wanted}")
     x, y, own = call.x, call.y, problem.self_index
     device = x.get_device()
-    capability = 0 if interpreting() else _capability(device)
-    if not interpreting() and capability < OLDEST:
-        raise RuntimeError(f"backend 'triton' needs compute capability {OLDEST / 10} or newer, {x.device} has less")
+    capability = _served(x)
     wanted = request.wanted + int(problem.drop_smallest)
     dtype = str(x.dtype).removeprefix("torch.")
     shape = tuning.Shape(x.shape[0], y.shape[0], x.shape[1], wanted, dtype, capability)
@@ -135,6 +136,19 @@ def _plan(problem: Problem, request: Request, call: Any) -> Any:
         seconds = _launch.seconds
         blocks = autotune.search(shape, lambda blocks: seconds(plan_with(blocks), call))
     return plan_with(blocks or tuning.choose(shape))
+
+
+def _served(x: Tensor) -> int:
+    """Compute capability of the device of x, 0 in the interpreter."""
+    capability = 0 if interpreting() else _capability(x.get_device())
+    if not interpreting() and capability < OLDEST:
+        raise RuntimeError(f"backend 'triton' needs compute capability {OLDEST / 10} or newer, {x.device} has less")
+    return capability
+
+
+def _machine(x: Tensor) -> tuple[int, int]:
+    """(compute capability, multiprocessors) of the device of x."""
+    return _served(x), 1 if interpreting() else _programs(x.get_device())
 
 
 def _staged() -> bool:
@@ -167,3 +181,18 @@ def ldreg(
 ) -> LdregResult:
     """Contract `ldreg`."""
     return single_launch.ldreg(_run, problem, estimator, form, target, reduction, track, need_grad)
+
+
+def pair_sums(pairs: Pairs, need_gradient: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Contract `pair_sums`; the gradient is a pass of its own."""
+    assert _pairs is not None
+    state = _pairs.sums(pairs, *_machine(pairs.x))
+    return state, pair_gradients(pairs, state, torch.ones_like(state[0]), True, False)[0] if need_gradient else None
+
+
+def pair_gradients(
+    pairs: Pairs, state: Tensor, by_value: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Contract `pair_gradients`."""
+    assert _pairs is not None
+    return _pairs.gradients(pairs, *_machine(pairs.x), state, by_value, need_x, need_y)

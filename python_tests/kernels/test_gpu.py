@@ -15,7 +15,8 @@ import tolerances
 import torch
 
 import ldreg_kernels as ldk
-from ldreg_kernels.kernels import cuda_backend, notice
+from ldreg_kernels.kernels import cuda_backend, notice, reference_pairs, triton_backend
+from ldreg_kernels.kernels.contract import Pairs
 from ldreg_kernels.ops import own_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -291,3 +292,57 @@ def test_memory_beyond_inputs_and_outputs(name):
     outputs = 131072 * 512 * 4
     assert value.isfinite()
     assert torch.cuda.max_memory_allocated() - before - outputs < 200e6
+
+
+# ------------------------------------------------------------------------------------------------- sums over pairs
+
+
+@pytest.mark.parametrize("M", [2048, 17000])  # candidates in parts, and all in one program
+@pytest.mark.parametrize("same", [True, False], ids=["rows", "others"])
+@pytest.mark.parametrize("bias", [None, -5.0], ids=["logsumexp", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_triton_pairs_with_the_blocks_that_are_shipped(
+    dtype: torch.dtype, bias: float | None, same: bool, M: int
+) -> None:
+    """Rows of 128 against float64, value by value and gradient row by gradient row; then the same bits again."""
+    reason = triton_backend.unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"backend 'triton' is unavailable: {reason}")
+    N, P, temperature = M if same else 3001, 128, 0.1
+    g = cases.seeded(5)
+
+    def rows(count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        t = torch.nn.functional.normalize(torch.randn(count, P, generator=g), dim=1).cuda()
+        if dtype == torch.float32:
+            return t, None
+        t = (3 * t).to(dtype)
+        return t, 1 / t.float().norm(dim=1)
+
+    x, x_factor = rows(M)
+    y, y_factor = (x, x_factor) if same else rows(N)
+    scale = torch.tensor(1 / temperature, device="cuda")
+    offset = None if bias is None else torch.tensor(bias, device="cuda")
+    pairs = Pairs(x, y, scale, offset, 0 if same else None, 2 if same and bias is None else 1, x_factor, y_factor)
+    exact_x = x.double() if x_factor is None else x.double() * x_factor.double()[:, None]
+    exact_y = exact_x if same else y.double() if y_factor is None else y.double() * y_factor.double()[:, None]
+    exact = Pairs(exact_x, exact_y, scale.double(), None if offset is None else offset.double(), pairs.own, pairs.views)
+    by_value = (0.5 + torch.rand(M, generator=g)).cuda()
+    state = triton_backend.pair_sums(pairs)[0]
+    gradients = triton_backend.pair_gradients(pairs, state, by_value, True, True)
+    truth = reference_pairs.pair_sums(exact)[0]
+    expected = reference_pairs.pair_gradients(exact, truth, by_value.double(), True, True)
+    # tf32x3 leaves 2^-21 of each product and tensor cores truncate their sums over 128 columns: cosines within 3e-6.
+    relative = 3e-6 / temperature
+    values = [s[1] if bias is not None else scale.double() * s[0] + s[1].log() for s in (state.double(), truth)]
+    torch.testing.assert_close(*values, rtol=2 * relative, atol=2 * relative)
+    # Weights of half precision rows are rounded.
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    for ours, true in zip(gradients, expected, strict=True):
+        if true is None:
+            assert ours is None
+            continue
+        # Rounded by chance, errors add up like the directions of the candidates: to a share of the whole.
+        assert (ours - true).norm() <= (4 * relative + rounding) * true.norm()
+    assert torch.equal(state, triton_backend.pair_sums(pairs)[0])
+    again = triton_backend.pair_gradients(pairs, state, by_value, True, True)
+    assert all(one is None or torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
