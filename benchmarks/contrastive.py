@@ -1,6 +1,6 @@
 """Losses over all pairs of a batch, forward and backward: ours, which keep no matrix of logits, beside those that do.
 
-    python -m benchmarks.contrastive [--quick] [--rounds 7] [--out FOLDER]    rows to FOLDER, by default runs/bench
+    python -m benchmarks.contrastive [--quick] [--rounds 7] [--threads T] [--out FOLDER]    rows to FOLDER
     python -m benchmarks.contrastive --record    rows to benchmarks/results, and README's tables from them
 
 NT-Xent (SimCLR), InfoNCE against a queue (MoCo v2) and the sigmoid loss (SigLIP). Every contender's value and gradient
@@ -42,11 +42,10 @@ from .contenders import YARDSTICK
 from .gate import ROUNDING, WrongAnswerError
 from .harness import MEGABYTE, OutOfMemoryError, out_of_memory_named, resident_peak
 from .records import FILE_NAME, RESULTS, ROOT, RecordFile, Row, Run
-from .report import update_readme
 from .searches import UnavailableError
 from .selection import CONTRASTIVE
 from .session import MOST_CALLS, TURN_MS, available_memory
-from .train_step import milliseconds, over, summary
+from .train_step import milliseconds, summary
 
 NT_XENT, INFO_NCE, SIGMOID = "NT-Xent", "InfoNCE with a queue", "sigmoid"
 TEMPERATURE = {NT_XENT: 0.1, INFO_NCE: 0.2}  # SimCLR on ImageNet, MoCo v2
@@ -57,6 +56,8 @@ OPS = {NT_XENT: "nt_xent_loss", INFO_NCE: "info_nce_loss", SIGMOID: "sigmoid_los
 # size in single weights, which are independent and average out in the value (1e-8 to 2e-7 is reached) and, by the norm,
 # in the gradient (2e-7 to 2e-6 is reached). A loss that rounds its logits to half precision is at 1e-3.
 VALUE, GRADIENT = 1e-6, 1e-5
+MIN_ROUNDS = 2
+PATIENCE_MS = 15e3  # of turns, after which a contender gets no more
 BLOCK = 512  # rows at a time that the float64 truth holds against all candidates
 
 Call = Callable[..., Tensor]
@@ -397,16 +398,20 @@ def _times(
     names = list(runs)
     for index in range(rounds):
         for name in names[index % len(names) :] + names[: index % len(names)]:
+            if index >= MIN_ROUNDS and sum(times[name]) > PATIENCE_MS:
+                continue
             turn = [milliseconds(runs[name], device) for _ in range(calls[name])]
             times[name].append(statistics.median(turn))
     rows = [
-        replace(summary(case.row(name, ""), "time", "ms", had), repetitions=rounds * calls[name])
+        replace(summary(case.row(name, ""), "time", "ms", had), repetitions=len(had) * calls[name])
         for name, had in times.items()
     ]
     ours = next((name for name in names if name.startswith("ldreg")), None)
     if ours is not None:
-        others = [name for name in names if name != ours]
-        rows += [summary(case.row(name, ""), "ratio", "1", over(times[name], times[ours])) for name in others]
+        for name in names:
+            if name != ours:
+                ratios = [theirs / own for theirs, own in zip(times[name], times[ours], strict=False)]  # round by round
+                rows.append(summary(case.row(name, ""), "ratio", "1", ratios))
     return rows
 
 
@@ -432,16 +437,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contrastive", description=about)
     parser.add_argument("--quick", action="store_true", help="2048 rows of NT-Xent, 3 rounds: a minute")
     parser.add_argument("--rounds", type=int, help="turns of every contender, at least 2 (default: 7, quick 3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of measurements.csv")
     parser.add_argument("--record", action="store_true", help="into benchmarks/results, and README's tables from them")
     options = parser.parse_args(arguments)
     rounds = options.rounds or (3 if options.quick else 7)
-    if rounds < 2:
-        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    if rounds < MIN_ROUNDS:
+        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {options.rounds}")
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
     if options.record and options.quick:
         parser.error("--record is for the complete suite, without --quick")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run.start(device.type, torch.get_num_threads())
+    torch.set_num_threads(options.threads)
+    run = Run.start(device.type, options.threads)
     print(f"{run.hardware}; {run.versions}; commit {run.commit}")
     rows: list[Row] = []
     for case in QUICK if options.quick else FULL:
@@ -453,6 +462,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows += found
     RecordFile((RESULTS if options.record else options.out) / FILE_NAME).append(run, rows)
     if options.record:
+        from .report import update_readme  # here, because its plots' 30 MB are nothing that a loss takes
+
         changed = update_readme(ROOT / "README.md", RESULTS)
         print("README.md: " + ("tables regenerated" if changed else "tables were up to date"))
     return int(any(row.backend.startswith("ldreg") and row.note.startswith("wrong") for row in rows))

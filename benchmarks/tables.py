@@ -61,7 +61,10 @@ def short_state(note: str) -> str:
     if note.startswith("over the limit") and where:
         return f"> {where[0]:g} s"
     words = {"does not apply": "n/a", "ran out of GPU memory": "out of memory"}
-    words |= {word: word for word in ("missing", "out of memory", "over the limit", "wrong", "failed", "not reached")}
+    words |= {
+        word: word
+        for word in ("missing", "out of memory", "over the limit", "wrong", "failed", "not reached", "not timed")
+    }
     return next(
         (word for beginning, word in words.items() if note.startswith(beginning)), "unavailable" if note else "-"
     )

@@ -245,11 +245,11 @@ def _rows_of(name: str, samples: dict[str, Samples], case: StepCase, base: Row) 
         repetitions = len(own.step)
         rows.append(replace(base, statistic="share", unit="1", value=share, repetitions=repetitions, note=note))
     if ours is not None and name != "fused":
-        rows.append(summary(base, "ratio", "1", over(own.step, ours.step)))
+        rows.append(summary(base, "ratio", "1", _over(own.step, ours.step)))
     return rows
 
 
-def over(a: list[float], b: list[float]) -> list[float]:
+def _over(a: list[float], b: list[float]) -> list[float]:
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
