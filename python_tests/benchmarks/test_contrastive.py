@@ -1,4 +1,4 @@
-"""benchmarks/contrastive.py: its float64 truth against loops, what its gate refuses, its rows, its table. Tiny shapes."""
+"""benchmarks/contrastive.py: its truth against loops, what its gate refuses, its rows and its table. Tiny shapes."""
 
 from __future__ import annotations
 
@@ -187,6 +187,7 @@ def test_table_has_ratios_memory_and_reasons(tmp_path: Path) -> None:
         large.row("ldreg cpu", "peak resident", "MB", 481.0),
     ]
     table = tables.contrastive(results(record(tmp_path, rows, run(hardware=f"Some CPU, 2 threads, {ISA}"))))
+    assert table.header[4:7] == ("eager", "metric", "torch.mm")
     assert table.rows[0][:4] == (NT_XENT, "(8192, 8192, 128)", "float32", "225 (220-230)")
     assert cell(table, 0, "eager") == "5.6x"
     assert cell(table, 0, "torch.mm") == "1.6x its time"
@@ -195,7 +196,7 @@ def test_table_has_ratios_memory_and_reasons(tmp_path: Path) -> None:
     assert cell(table, 1, "ours, ms (p20-p80)").startswith("not timed [")
     assert table.rows[1][-2:] == ("-", "252 / - / -")
     assert "Without a column: lightly (missing: No module named 'lightly')." in table.notes
-    assert "The whole process took 481 MB at 65536 rows" in table.notes
+    assert "With ours the whole process took 481 MB at 65536 rows" in table.notes
     assert table.caption.endswith("`python -m benchmarks.contrastive`.")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- bench:contrastive-cuda -->\n<!-- /bench:contrastive-cuda -->")
