@@ -8,6 +8,7 @@
     worker.py        one process per contender, driven by session.py, which lets them take turns
     roofline.py      what the hardware could do, measured in the same run
     train_step.py    the regulariser inside the training step of simclr_step.py
+    contrastive.py   losses over all pairs of a batch against those that keep the matrix of logits
     pretraining.py   trainings on Fashion-MNIST, with and without regularisers: accuracy and geometry, not time
     isa.py           the instruction sets of our CPU kernels that this machine executes
     records.py       one row per measurement, append-only

@@ -197,23 +197,35 @@ def peak_resident_memory(contender: Contender, case: Case, limit: float = math.i
     Raises:
         UnavailableError, OutOfMemoryError: as `Trial`; also where the system does not report resident memory.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        raise UnavailableError("resident memory is read from /proc, which this system does not have")
     small = replace(case, B=case.k_max + 1, N=case.k_max + 1)
     contender.build(small)(*small.inputs(0, torch.device("cpu")))
     inputs = case.inputs(0, torch.device("cpu"))
     call = contender.build(case)
     if contender.pilot:
         pilot(lambda x, y: 1e3 * timeit(lambda: call(x, y), number=1), *inputs, limit)
+    return resident_peak(lambda: call(*inputs))[0]
+
+
+def resident_peak(call: Callable[[], object]) -> tuple[float, float]:
+    """MB of resident memory that the second of two calls adds at the peak to what was there before the first, and MB
+    that this process, for which that should be all, then has.
+
+    Raises:
+        UnavailableError: the system does not report resident memory.
+        OutOfMemoryError: there was not enough.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise UnavailableError("resident memory is read from /proc, which this system does not have")
     gc.collect()
     before = _status_mb(status, "VmRSS")
     with out_of_memory_named(torch.device("cpu")):
-        call(*inputs)
+        call()
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark counts from here
-        call(*inputs)
-    return _status_mb(status, "VmHWM") - before
+        call()
+    peak = _status_mb(status, "VmHWM")
+    return peak - before, peak
 
 
 def _status_mb(status: Path, field: str) -> float:

@@ -44,6 +44,8 @@ _VERSIONS = (
     "flashlib",
     "torchid",
     "transformers",
+    "lightly",
+    "pytorch-metric-learning",
 )
 
 
@@ -87,8 +89,11 @@ class Row:
                                percentiles; `repetitions` counts all calls. In suite "host" us, of the host's part alone
         ratio           1      median over rounds of this contender's time over this package's, spread likewise
         peak memory     MB     beyond the inputs, 1 MB = 1e6 bytes
+        saved memory    MB     kept by autograd between forward and backward, beyond the inputs
+        peak resident   MB     of the whole process in which the peak memory was measured
         launches        1      kernels started on the GPU for one call, torch's small ones in front and behind included
         own launches    1      those of them that are this package's
+        loss error      1      relative error of a loss against float64
         lid error       1      mean relative error of the LIDs against float64
         gradient error  1      relative error of the gradient in L2 against float64
         recall          1      share of the k nearest neighbours found
@@ -100,7 +105,7 @@ class Row:
     """
 
     suite: str
-    op: str  # "knn", "lid", "ldreg_loss", "train_step", "rate"
+    op: str  # "knn", "lid", "ldreg_loss", "train_step", "rate", the contrastive losses
     backend: str  # contender
     B: int
     N: int

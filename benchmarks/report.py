@@ -108,6 +108,7 @@ def _device(results: Results) -> str:
         _section(standings.host(results)),
         _section(tables.accuracy(results)),
         _section(tables.train_step(results)),
+        _section(tables.contrastive(results)),
         _section(tables.not_measured(results)),
     ]
     return "\n".join(parts)
@@ -198,6 +199,7 @@ def readme_tables(found: Found) -> dict[str, Callable[[], list[Table]]]:
             "rivals": lambda: standings.rivals(results, short=True),
             "grid": lambda: standings.grid(results),
             "host": lambda: standings.host(results),
+            "contrastive": lambda: tables.contrastive(results),
         }
 
     def all_of(kind: str, several: Iterable[Results]) -> list[Table]:

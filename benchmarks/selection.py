@@ -21,6 +21,8 @@ INTELEX = "scikit-learn-intelex"  # the grid counts it by itself: its goal allow
 LIBRARIES = tuple(c.name for c in CONTENDERS if c.rival and c.name != INTELEX)  # whom the grid counts
 MODES = {"forward": "neighbours only", "lid": "LID only", "gradient": "loss + gradient", "tracked": "with tracked LIDs"}
 HOST = "host"  # the suite of host times, whose unit is us
+CONTRASTIVE = "contrastive"  # the losses over all pairs of a batch
+COMMANDS = {HOST: "python -m benchmarks.host", CONTRASTIVE: "python -m benchmarks.contrastive"}
 EMPTY = "empty function"  # there: an autograd.Function over a registered op that does nothing
 
 
@@ -112,8 +114,7 @@ class Results:
         """Where the numbers of a suite come from, and how to get them again."""
         run = self.runs[suite]
         isa = f" --isa {self.isa}" if self.isa else ""
-        command = f"ldreg bench --device {self.device}{isa} --suite {suite}"
-        command = "python -m benchmarks.host" if suite == HOST else command
+        command = COMMANDS.get(suite, f"ldreg bench --device {self.device}{isa} --suite {suite}")
         return f"{run.hardware}; {run.versions}; commit {run.commit}, {run.date}; `{command}`."
 
 

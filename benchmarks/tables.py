@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from .contenders import YARDSTICK
 from .records import Row
-from .selection import NOBODY, OURS, Results, Shape
+from .selection import CONTRASTIVE, NOBODY, OURS, Results, Shape
 
 PRODUCTS = tuple(f"mm + topk + bag {precision}" for precision in ("fp32", "tf32", "bf16"))
+_KEEPERS = ("eager", "torch.compile")  # of all logits, in the table of contrastive losses
 BEST_PRODUCT = "mm + topk + bag, the best"  # a column of the README's
 
 
@@ -60,7 +61,10 @@ def short_state(note: str) -> str:
     if note.startswith("over the limit") and where:
         return f"> {where[0]:g} s"
     words = {"does not apply": "n/a", "ran out of GPU memory": "out of memory"}
-    words |= {word: word for word in ("missing", "out of memory", "over the limit", "wrong", "failed", "not reached")}
+    words |= {
+        word: word
+        for word in ("missing", "out of memory", "over the limit", "wrong", "failed", "not reached", "not timed")
+    }
     return next(
         (word for beginning, word in words.items() if note.startswith(beginning)), "unavailable" if note else "-"
     )
@@ -183,6 +187,37 @@ def train_step(results: Results) -> Table:
     remarks = {row.note: None for row in results.rows(suite) if row.statistic == "time" and row.note}
     title = f"One training step, {results.place}"
     return make_table(results, suite, title, header, rows, (*notes.lines(), *remarks))
+
+
+def contrastive(results: Results) -> Table:
+    """Losses over all pairs: our time, how many times that everybody else takes, memory saved and at the peak."""
+    suite, notes = CONTRASTIVE, _Notes()
+    compared = results.backends(suite, "ratio")
+    others = sorted(
+        _columns(results, suite, "ratio", short=False), key=lambda b: 2 if b == YARDSTICK else b not in compared
+    )
+    rows = []
+    for shape in results.shapes(suite):
+        ours = results.ours(suite, shape)
+        time = results.get(suite, shape, ours, "time")
+        first = notes.cell(results.state(suite, shape, ours)) if time is None else milliseconds(time)
+        cells = (_comparison(results, suite, shape, backend, "ratio", notes) for backend in others)
+        saved, peak = (
+            " / ".join("-" if value is None else number(value) for value in values) if any(values) else "-"
+            for statistic in ("saved memory", "peak memory")
+            for values in [[results.value(suite, shape, b, statistic) for b in (ours, *_KEEPERS)]]
+        )
+        size = f"({shape.B}, {shape.N}, {shape.D})"
+        rows.append((shape.mode, size, shape.dtype, first, *cells, saved, peak))
+    kept = f"MB: ours / {' / '.join(_KEEPERS)}"
+    header = ("loss", "(B, N, P)", "dtype", "ours, ms (p20-p80)", *others, f"saved, {kept}", f"peak, {kept}")
+    whole = (
+        f"With ours the whole process took {number(value)} MB at {shape.B} rows"
+        for shape in results.shapes(suite)
+        if (value := results.value(suite, shape, results.ours(suite, shape), "peak resident"))
+    )
+    title = f"Contrastive losses, forward and backward, {results.place}"
+    return make_table(results, suite, title, header, rows, (*notes.lines(), *_left_out(results, suite), *whole))
 
 
 def not_measured(results: Results) -> Table:

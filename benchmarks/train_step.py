@@ -234,10 +234,10 @@ def measure_step(case: StepCase, device: torch.device, seconds: float) -> list[R
 def _rows_of(name: str, samples: dict[str, Samples], case: StepCase, base: Row) -> list[Row]:
     own, ours = samples[name], samples.get("fused")
     base = replace(base, backend=name, note="" if name == "none" else case.note)
-    rows = [_summary(base, "time", "ms", own.step)]
+    rows = [summary(base, "time", "ms", own.step)]
     if own.peak:
         everything = replace(base, note="the whole step: weights, optimiser and images included")
-        rows.append(_summary(everything, "peak memory", "MB", own.peak))
+        rows.append(summary(everything, "peak memory", "MB", own.peak))
     if own.regulariser:
         alone = statistics.median(own.regulariser)
         note = "; ".join(filter(None, [f"{alone:.3g} ms alone", base.note]))
@@ -245,7 +245,7 @@ def _rows_of(name: str, samples: dict[str, Samples], case: StepCase, base: Row) 
         repetitions = len(own.step)
         rows.append(replace(base, statistic="share", unit="1", value=share, repetitions=repetitions, note=note))
     if ours is not None and name != "fused":
-        rows.append(_summary(base, "ratio", "1", _over(own.step, ours.step)))
+        rows.append(summary(base, "ratio", "1", _over(own.step, ours.step)))
     return rows
 
 
@@ -253,7 +253,7 @@ def _over(a: list[float], b: list[float]) -> list[float]:
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
-def _summary(base: Row, statistic: str, unit: str, values: list[float]) -> Row:
+def summary(base: Row, statistic: str, unit: str, values: list[float]) -> Row:
     """The median, with the 20th and 80th percentiles."""
     fifths = statistics.quantiles(values, n=5, method="inclusive")
     middle = statistics.median(values)

@@ -122,7 +122,7 @@ def test_readme_changes_between_markers_only(tmp_path: Path) -> None:
 
 
 def test_every_documented_table_has_a_name(tmp_path: Path) -> None:
-    kinds = ("headline", "memory", "roofline", "errors", "train-step", "rivals", "grid", "host")
+    kinds = ("headline", "memory", "roofline", "errors", "train-step", "rivals", "grid", "host", "contrastive")
     names = {"goals", *(f"{kind}-{device}" for kind in kinds for device in ("cpu", "cuda"))}
     found = report.readme_tables(report.read(record(tmp_path, cpu_rows())))
     assert set(found) == names
