@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..kernels import dispatch
 from ..kernels.contract import Pairs
 from .registry import register
+from .row_gradient import transformed
 
 
 class HalfRows(NamedTuple):
@@ -142,7 +142,8 @@ class _PairSums(torch.autograd.Function):
             total = torch.einsum("ij,ij->", x, by_x) if need_x else torch.einsum("ij,ij->", y, by_y)
             by_scale = total / 2 if y is None else total
         by_bias = torch.dot(by_value, state[0]) if for_bias else None
-        found = (by_x * scale if for_x else None, by_y * scale if need_y else None, by_scale, by_bias)
+        # In place: they are this call's own, and copies of all rows.
+        found = (by_x.mul_(scale) if for_x else None, by_y.mul_(scale) if need_y else None, by_scale, by_bias)
         return (*found, *[None] * 5)
 
 
@@ -157,10 +158,6 @@ def _with_graph(
     return [next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=False)]
 
 
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def _row_sums(
     x: Tensor,
     y: Tensor | None,
@@ -169,7 +166,7 @@ def _row_sums(
     halves: tuple[HalfRows | None, HalfRows | None],
     modes: tuple[int | None, int, str],
 ) -> Tensor:
-    if _transformed():
+    if transformed():
         own, views, _ = modes
         return dispatch.pair_formula(x, x if y is None else y, scale, bias, own, views)
     of_x, of_y = halves
