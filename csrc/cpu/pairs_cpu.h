@@ -12,7 +12,8 @@
 // There too, every pair of rows meets once for the sums, if one shift does for all: a tile is summed by rows and by columns,
 // and each sum goes to a place of its own, from where they are added in order.
 //
-// Memory: the packed rows, kParts floats a row where pairs meet once, kHeldFloats, and kThreadFloats a thread.
+// Memory: the packed rows, kParts floats a row where pairs meet once, kHeldFloats, and kThreadFloats a thread (or
+// the gradient of one panel, if that is more).
 #pragma once
 
 #include "pair_tile.h"

@@ -23,6 +23,7 @@ _BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reference": ("reference", ("cpu", "cuda", "mps", "xpu")),
 }
 NAMES = ("auto", *_BACKENDS)
+PAIR_NAMES = ("auto", "triton", "cpu", "reference")  # that have sums over pairs
 
 
 @cache
@@ -91,21 +92,18 @@ def resolve_pairs(name: str, pairs: Pairs) -> ModuleType:
         ValueError: unknown name, a backend without these sums, or one that does not serve this device or dtype.
         RuntimeError: a backend asked for by name that is unavailable, with the reason.
     """
-    double = pairs.x.dtype == torch.float64
+    if name not in PAIR_NAMES:
+        raise ValueError(f"backend must be one of {', '.join(PAIR_NAMES)} for sums over pairs, got {name!r}")
+    double, kind = pairs.x.dtype == torch.float64, pairs.x.device.type
     if name == "auto":
-        kind = pairs.x.device.type
-        for candidate, (_, usual) in _BACKENDS.items():
-            if kind not in usual or (double and candidate != "reference") or unavailable_reason(candidate) is not None:
-                continue
-            if hasattr(_module(candidate), "pair_sums") and kind in devices(candidate):
+        for candidate in () if double else PAIR_NAMES[1:-1]:
+            usual = kind in _BACKENDS[candidate][1]
+            if usual and unavailable_reason(candidate) is None and kind in devices(candidate):
                 return _module(candidate)
-    module = resolve(name, pairs.x.device)
-    if not hasattr(module, "pair_sums"):
-        able = [other for other in _BACKENDS if hasattr(_module(other), "pair_sums")]
-        raise ValueError(f"backend must be one of auto, {', '.join(able)} for sums over pairs, got {name!r}")
+        return resolve("reference", pairs.x.device)
     if double and name != "reference":
         raise ValueError(f'backend must be "auto" or "reference" for float64 rows, got {name!r}')
-    return module
+    return resolve(name, pairs.x.device)
 
 
 def pair_formula(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, own: int | None, views: int) -> Tensor:

@@ -10,13 +10,19 @@ from torch import Tensor
 from ..kernels import dispatch
 from ..ops import validate
 
+_SMALLEST, _LARGEST = 1e-37, 1e37
+
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """A floating point tensor, or TypeError."""
+    """A dense floating point tensor of 16 bits or more, or TypeError."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(
             f"{name} must be a floating point tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
         )
+    if tensor.dtype not in validate.DTYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
 
 
 def check_rows(name: str, tensor: Tensor) -> None:
@@ -29,9 +35,16 @@ def check_rows(name: str, tensor: Tensor) -> None:
 
 
 def check_like(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
-    """The shape of another argument, or ValueError."""
+    """The shape and the device of another argument, or ValueError."""
     if tensor.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {like}, {list(other.shape)}, got {list(tensor.shape)}")
+    check_device(name, tensor, like, other)
+
+
+def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
+    """The device of another argument, or ValueError."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the device of {like}, {other.device}, got {tensor.device}")
 
 
 def working_dtype(like: str, other: Tensor, **tensors: Tensor | None) -> torch.dtype:
@@ -55,8 +68,7 @@ def check_bank(name: str, bank: Tensor, like: str, other: Tensor) -> None:
     columns = other.shape[1]
     if bank.shape[0] == 0 or bank.shape[1] != columns:
         raise ValueError(f"{name} must have shape [K, {columns}] with K >= 1, the D of {like}, got {list(bank.shape)}")
-    if bank.device != other.device:
-        raise ValueError(f"{name} must be on the device of {like}, {other.device}, got {bank.device}")
+    check_device(name, bank, like, other)
 
 
 def check_temperature(temperature: float | Tensor, like: Tensor | None = None) -> None:
@@ -72,6 +84,8 @@ def check_positive(name: str, value: float | Tensor, like: Tensor | None = None)
     check_number(name, value, "a number or a 0-d tensor")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not _SMALLEST <= value <= _LARGEST:
+        raise ValueError(f"{name} must be in [1e-37, 1e37], so that float32 holds it and its inverse, got {value}")
 
 
 def check_positive_number(name: str, value: float) -> None:
@@ -88,10 +102,12 @@ def check_finite(name: str, value: float | Tensor, like: Tensor | None = None) -
     check_number(name, value, "a number or a 0-d tensor")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name} must be in [-1e37, 1e37], so that float32 holds it, got {value}")
 
 
 def check_number(name: str, value: float, what: str = "a number") -> None:
-    """A number, or TypeError. (`validate.number` asks whether it is finite, which torch.compile has no symbol for.)"""
+    """A number, or TypeError. (`validate.number` asks whether it is finite, which torch.compile cannot of a symbol.)"""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be {what}, got {validate.shown(value)}")
 
@@ -109,12 +125,12 @@ def scalar_like(value: float | Tensor, rows: Tensor) -> Tensor:
     """A number or a 0-d tensor, checked, as a 0-d tensor of the dtype and device of `rows`."""
     if isinstance(value, Tensor):
         return value.to(rows.dtype)
-    return torch.full((), value, dtype=rows.dtype, device=rows.device)
+    return rows.new_ones(()) * value  # not torch.full, which makes a constant of a symbol of torch.compile
 
 
 def scale_of(temperature: float | Tensor, rows: Tensor) -> Tensor:
     """One over the temperature, 0-d, of the dtype and device of `rows`."""
-    return scalar_like(1 / temperature, rows)
+    return rows.new_ones(()) / (temperature.to(rows.dtype) if isinstance(temperature, Tensor) else temperature)
 
 
 def shown_temperature(temperature: float | Tensor) -> str:
@@ -125,3 +141,8 @@ def shown_temperature(temperature: float | Tensor) -> str:
 def check_backend(backend: str) -> None:
     """A name that `backend=` may have, or ValueError."""
     validate.choice("backend", backend, dispatch.NAMES)
+
+
+def check_pair_backend(backend: str) -> None:
+    """A name that `backend=` of a loss over all pairs may have, or ValueError."""
+    validate.choice("backend", backend, dispatch.PAIR_NAMES)

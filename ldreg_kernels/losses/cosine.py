@@ -25,7 +25,8 @@ def unit_rows(z: Tensor) -> Tensor:
         z: [N, D], float32 or float64.
 
     Returns:
-        [N, D] of the same dtype; rows that hold NaN or Inf are NaN.
+        [N, D] of the same dtype; rows that hold NaN or Inf are NaN. The gradient goes with 1 / |z_i|, which the dtype
+        has to hold: that of a float32 row shorter than 1e-38 may be Inf or NaN.
     """
     if transformed():  # torch.compile knows no function with a jvp, so that one has none
         rows, _, _ = _parts(z)

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..ops import validate
-from ..ops.gather import several_processes
+from ..ops.gather import gather_rows, several_processes
+
+
+class Candidates(NamedTuple):
+    """Result of `candidates_of`."""
+
+    rows: Tensor  # those of all ranks; the same tensor where there is one process
+    offset: int  # where this rank's own begin
+    weight: float  # W over their number: times a sum over own rows, its mean over ranks is the mean over all rows
+
+
+def candidates_of(
+    name: str, rows: Tensor, group: dist.ProcessGroup | None, *, equal_rows: bool, fewest: int, views: int = 1
+) -> Candidates:
+    """The rows of all ranks of `group`, `views` of each image; ValueError for fewer than `fewest` images."""
+    several = group is not None and several_processes(group)
+    everyone, offset = gather_rows(rows, group, equal_rows=equal_rows) if several else (rows, 0)
+    images = everyone.shape[0] // views
+    if images < fewest:
+        where = " over all ranks of the group" if several else ""
+        what = f"{fewest} rows{where}, so that negatives exist" if fewest > 1 else f"{fewest} row{where}"
+        raise ValueError(f"{name} must have at least {what}, got {images}")
+    return Candidates(everyone, offset, (dist.get_world_size(group) if several else 1) / everyone.shape[0])
 
 
 class GatheringLoss(nn.Module):

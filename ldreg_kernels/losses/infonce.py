@@ -18,12 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import validate
-from ..ops.gather import gather_rows, several_processes
 from ..ops.pairs import row_logsumexp
 from .checks import (
-    check_backend,
     check_bank,
     check_like,
+    check_pair_backend,
     check_positive_number,
     check_rows,
     check_temperature,
@@ -32,7 +31,7 @@ from .checks import (
     working_dtype,
 )
 from .cosine import half_rows, unit_rows
-from .gathering import GatheringLoss
+from .gathering import GatheringLoss, candidates_of
 
 
 def info_nce_loss(
@@ -105,7 +104,7 @@ def info_nce_loss(
         check_bank("negatives", negatives, "query", query)
     check_temperature(temperature, query)
     _check_base(base_temperature)
-    check_backend(backend)
+    check_pair_backend(backend)
     validate.flag("equal_rows", equal_rows)
     dtype = working_dtype("query", query, key=key, negatives=negatives)
     with torch.autocast(query.device.type, enabled=False):
@@ -125,16 +124,11 @@ def cross_entropy_of_keys(
     backend: str,
 ) -> Tensor:
     """Mean over the queries of all ranks, this rank's part, computed in `dtype`; `name` is the queries' in messages."""
-    several = group is not None and several_processes(group)
     queries, keys = unit_rows(query.to(dtype)), unit_rows(key.to(dtype))
     mine = keys if negatives is None else keys.detach()[:, :0]  # beside a queue, only how many there are
-    candidates, offset = gather_rows(mine, group, equal_rows=equal_rows) if several else (mine, 0)
-    rows, fewest = candidates.shape[0], 2 if negatives is None else 1
-    if rows < fewest:
-        where = " over all ranks of the group" if several else ""
-        why = "rows{}, so that negatives exist" if negatives is None else "row{}"
-        raise ValueError(f"{name} must have at least {fewest} {why.format(where)}, got {rows}")
-    scale, half = scale_of(temperature, queries), None if several else half_rows(key, backend)
+    fewest = 2 if negatives is None else 1
+    candidates, offset, weight = candidates_of(name, mine, group, equal_rows=equal_rows, fewest=fewest)
+    scale, half = scale_of(temperature, queries), half_rows(key, backend) if candidates is mine else None
     if negatives is not None:
         candidates, half = unit_rows(negatives.to(dtype)), half_rows(negatives, backend)
     others = row_logsumexp(  # [N]
@@ -147,8 +141,7 @@ def cross_entropy_of_keys(
         backend=backend,
     )
     positive = scale * (queries * keys).sum(dim=1)  # [N]
-    total = torch.logaddexp(others - positive, scale.new_zeros(())).sum()
-    return total * ((dist.get_world_size(group) if several else 1) / rows)
+    return weight * torch.logaddexp(others - positive, scale.new_zeros(())).sum()
 
 
 class InfoNCELoss(GatheringLoss):
@@ -183,7 +176,7 @@ class InfoNCELoss(GatheringLoss):
         super().__init__(gather, group, equal_rows)
         check_temperature(temperature)
         _check_base(base_temperature)
-        check_backend(backend)
+        check_pair_backend(backend)
         self.temperature = temperature
         self.base_temperature = base_temperature
         self.backend = backend

@@ -20,6 +20,7 @@ from ..ops.knn import knn
 from .checks import (
     check_backend,
     check_like,
+    check_pair_backend,
     check_rows,
     check_temperature,
     shown_temperature,
@@ -90,7 +91,7 @@ def nnclr_loss(
         check_rows(name, rows)
         check_like(name, rows, "nn1", nn1)
     check_temperature(temperature, nn1)
-    check_backend(backend)
+    check_pair_backend(backend)
     validate.flag("equal_rows", equal_rows)
     dtype = working_dtype("nn1", nn1, nn2=nn2, p1=p1, p2=p2)
     with torch.autocast(nn1.device.type, enabled=False):
@@ -130,7 +131,7 @@ class NNCLRLoss(GatheringLoss):
     ) -> None:
         super().__init__(gather, group, equal_rows)
         check_temperature(temperature)
-        check_backend(backend)
+        check_pair_backend(backend)
         self.temperature = temperature
         self.backend = backend
 
@@ -219,7 +220,8 @@ class SupportQueue(nn.Module):
         rows = self._unit(z)
         if self.filled:
             nearest = knn(rows.to(self.rows.dtype), self.rows[: self.filled], k=1, backend=self.backend).indices
-            rows = self.rows[nearest[:, 0]]
+            # A row that is not finite has no neighbour, and shows.
+            rows = torch.where(rows.isfinite().all(dim=1, keepdim=True), self.rows[nearest[:, 0]], torch.nan)
         return rows.to(z.dtype)
 
     @torch.no_grad()
@@ -262,8 +264,12 @@ class SupportQueue(nn.Module):
         return torch.tensor([self.pointer, self.filled])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What `get_extra_state` returned."""
-        self.pointer, self.filled = state.tolist()
+        """What `get_extra_state` of a queue of this size returned."""
+        pointer, filled = state.tolist()
+        size = self.rows.shape[0]
+        if not (0 <= pointer < size and 0 <= filled <= size):
+            raise ValueError(f"state must be that of a queue of {size} rows, got pointer {pointer} and {filled} filled")
+        self.pointer, self.filled = pointer, filled
 
     def extra_repr(self) -> str:
         """The settings and how full it is, for `repr`."""

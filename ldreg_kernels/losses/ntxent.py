@@ -20,12 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops import validate
-from ..ops.gather import gather_rows, several_processes
 from ..ops.pairs import row_logsumexp
 from .checks import (
-    check_backend,
     check_bank,
     check_like,
+    check_pair_backend,
     check_rows,
     check_temperature,
     scale_of,
@@ -33,7 +32,7 @@ from .checks import (
     working_dtype,
 )
 from .cosine import half_rows, unit_rows
-from .gathering import GatheringLoss
+from .gathering import GatheringLoss, candidates_of
 
 
 def nt_xent_loss(
@@ -95,33 +94,29 @@ def nt_xent_loss(
             member of `group`, or its ranks disagree in D or dtype.
     """
     _check(z1, z2, temperature, negatives)
-    check_backend(backend)
+    check_pair_backend(backend)
     validate.flag("equal_rows", equal_rows)
-    several = group is not None and several_processes(group)
     # exp(s/t) loses whole digits in half precision at t = 0.1, so the logits are made in at least float32,
     # and autocast must not take the matmul back down.
     dtype = working_dtype("z1", z1, z2=z2, negatives=negatives)
     with torch.autocast(z1.device.type, enabled=False):
         rows = torch.cat([z1, z2])
-        z, half = unit_rows(rows.to(dtype)), None if several else half_rows(rows, backend)  # [2N, D]
+        z = unit_rows(rows.to(dtype))  # [2N, D]
         # Rank after rank, view 1 on view 2 of each: a row's other view is in its own rank's block.
-        batch, offset = gather_rows(z, group, equal_rows=equal_rows) if several else (None, 0)  # [2 sum_q N_q, D]
-        candidates = (z if batch is None else batch).shape[0]
-        images, fewest = candidates // 2, 2 if negatives is None else 1
-        if images < fewest:
-            where = " over all ranks of the group" if several else ""
-            why = ", so that negatives exist" if negatives is None else ""
-            raise ValueError(f"z1 must have at least {fewest} rows{where}{why}, got {images}")
-        scale = scale_of(temperature, z)
-        others = row_logsumexp(z, batch, scale=scale, own=offset, views=2, x_half=half, backend=backend)  # [2N]
+        fewest = 2 if negatives is None else 1
+        batch, offset, weight = candidates_of("z1", z, group, equal_rows=equal_rows, fewest=fewest, views=2)
+        alone = batch is z
+        scale, half = scale_of(temperature, z), half_rows(rows, backend) if alone else None
+        others = row_logsumexp(  # [2N]
+            z, None if alone else batch, scale=scale, own=offset, views=2, x_half=half, backend=backend
+        )
         if negatives is not None:
             bank, bank_half = unit_rows(negatives.to(dtype)), half_rows(negatives, backend)
             bank = row_logsumexp(z, bank, scale=scale, x_half=half, y_half=bank_half, backend=backend)
             others = torch.logaddexp(others, bank)
         first, second = z.chunk(2)
         positive = scale * (first * second).sum(dim=1)  # [N], of a row and of its other view alike
-        total = torch.logaddexp(others - torch.cat([positive, positive]), scale.new_zeros(())).sum()
-        return total * ((dist.get_world_size(group) if several else 1) / candidates)
+        return weight * torch.logaddexp(others - torch.cat([positive, positive]), scale.new_zeros(())).sum()
 
 
 class NTXentLoss(GatheringLoss):
@@ -155,7 +150,7 @@ class NTXentLoss(GatheringLoss):
     ) -> None:
         super().__init__(gather, group, equal_rows)
         check_temperature(temperature)
-        check_backend(backend)
+        check_pair_backend(backend)
         self.temperature = temperature
         self.backend = backend
 

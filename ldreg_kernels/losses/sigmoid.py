@@ -19,13 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops import validate
-from ..ops.gather import gather_rows, several_processes
 from ..ops.pairs import row_softplus_sum
 from .checks import (
-    check_backend,
     check_finite,
     check_like,
     check_number,
+    check_pair_backend,
     check_positive,
     check_positive_number,
     check_rows,
@@ -33,7 +32,7 @@ from .checks import (
     working_dtype,
 )
 from .cosine import half_rows, unit_rows
-from .gathering import GatheringLoss
+from .gathering import GatheringLoss, candidates_of
 
 
 def sigmoid_loss(
@@ -90,16 +89,12 @@ def sigmoid_loss(
     check_like("z2", z2, "z1", z1)
     check_positive("scale", scale, z1)
     check_finite("bias", bias, z1)
-    check_backend(backend)
+    check_pair_backend(backend)
     validate.flag("equal_rows", equal_rows)
-    several = group is not None and several_processes(group)
     dtype = working_dtype("z1", z1, z2=z2)
     with torch.autocast(z1.device.type, enabled=False):
         first, second = unit_rows(z1.to(dtype)), unit_rows(z2.to(dtype))
-        candidates, offset = gather_rows(second, group, equal_rows=equal_rows) if several else (second, 0)
-        rows = candidates.shape[0]
-        if rows < 1:
-            raise ValueError(f"z1 must have at least 1 row{' over all ranks of the group' if several else ''}, got 0")
+        candidates, offset, weight = candidates_of("z1", second, group, equal_rows=equal_rows, fewest=1)
         steep, shift = scalar_like(scale, first), scalar_like(bias, first)
         others = row_softplus_sum(  # [N]
             first,
@@ -108,12 +103,11 @@ def sigmoid_loss(
             bias=shift,
             own=offset,
             x_half=half_rows(z1, backend),
-            y_half=None if several else half_rows(z2, backend),
+            y_half=half_rows(z2, backend) if candidates is second else None,
             backend=backend,
         )
         logits = steep * (first * second).sum(dim=1) + shift  # [N] of the positives
-        total = (torch.logaddexp(-logits, steep.new_zeros(())) + others).sum()
-        return total * ((dist.get_world_size(group) if several else 1) / rows)
+        return weight * (torch.logaddexp(-logits, steep.new_zeros(())) + others).sum()
 
 
 class SigmoidLoss(GatheringLoss):
@@ -157,7 +151,7 @@ class SigmoidLoss(GatheringLoss):
         check_positive_number("scale", scale)
         check_number("bias", bias)
         check_finite("bias", bias)
-        check_backend(backend)
+        check_pair_backend(backend)
         self.learnable = validate.flag("learnable", learnable)
         self.backend = backend
         for name, value in (("log_scale", math.log(scale)), ("bias", bias)):

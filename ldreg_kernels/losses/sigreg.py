@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import validate
+from ..ops.row_gradient import transformed
 from .checks import check_positive_number, check_rows
 from .cosine import unit_rows
 
@@ -34,7 +35,8 @@ def sigreg_loss(
     (Balestriero & LeCun 2025, "LeJEPA", arXiv 2511.08544, section 4.3 and Algorithm 1; Epps & Pulley 1983), with new
     directions, uniform on the sphere, at every call. The values are those of the paper's listing. The released code,
     also rbalestr-lab/lejepa's minimal example, integrates over [-3, 3] with twice as many knots, 17 on [0, 3]: that is
-    `knots=33, limit=3.0`. There the seed of the directions is the number of the step, the same on every rank.
+    `knots=33, limit=3.0`, seeds the directions with the number of the step, the same on every rank, and averages the
+    characteristic function over ranks.
 
     Rows are taken as they are, not normalised and not centred: their scale is what is regularised. Rows of zeros are as
     good as any. Only the knots t >= 0 are visited, phi(-t) being the conjugate, one at a time and once more in
@@ -76,16 +78,17 @@ def sigreg_loss(
     _check_generator(generator, x)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        normals = torch.randn(directions, x.shape[1], generator=generator, device=x.device, dtype=dtype)
+        normals = x.new_empty(directions, x.shape[1], dtype=dtype).normal_(generator=generator)
         projections = x.to(dtype) @ unit_rows(normals).T  # [N, directions]
         step = 2 * limit / (knots - 1)
         half = torch.arange((knots + 1) // 2, device=x.device, dtype=dtype) * step  # [(knots + 1) / 2] from 0 to limit
         normal = torch.exp(-half.square() / 2)  # both the target and the window
         integral = torch.zeros((), device=x.device, dtype=dtype)
+        error = _squared_error if transformed() else _SquaredError.apply
         for i in range(half.shape[0]):
             # The ends of [-limit, limit] count half, and all knots but 0 twice.
             weight = step if i in (0, half.shape[0] - 1) else 2 * step
-            integral = integral + weight * normal[i] * _SquaredError.apply(projections, half[i], normal[i])
+            integral = integral + weight * normal[i] * error(projections, half[i], normal[i])
         return x.shape[0] * integral
 
 
@@ -125,18 +128,20 @@ class SIGRegLoss(nn.Module):
         return f"directions={self.directions}, knots={self.knots}, limit={self.limit}"
 
 
+def _squared_error(projections: Tensor, t: Tensor, normal: Tensor) -> Tensor:
+    angles = t * projections
+    return ((angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()).mean()
+
+
 class _SquaredError(torch.autograd.Function):
     """e = |phi(t) - g(t)|^2, mean over M directions, of projections [N, M]; keeps them alone, which all knots share.
 
     With phi = C + iS, de/dp = (2 t / (N M)) (S cos(t p) - (C - g) sin(t p)).
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(projections: Tensor, t: Tensor, normal: Tensor) -> Tensor:
-        angles = t * projections
-        return ((angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()).mean()
+        return _squared_error(projections, t, normal)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

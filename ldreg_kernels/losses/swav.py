@@ -19,7 +19,16 @@ from torch.nn import functional as F
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
-from .checks import check_like, check_positive_number, check_rows, working_dtype
+from .checks import (
+    check_device,
+    check_like,
+    check_positive_number,
+    check_rows,
+    check_temperature,
+    scale_of,
+    shown_temperature,
+    working_dtype,
+)
 from .gathering import GatheringLoss
 
 
@@ -73,7 +82,7 @@ def sinkhorn(
 def swav_loss(
     scores: Sequence[Tensor],
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     epsilon: float = 0.05,
     iterations: int = 3,
     assign_crops: Sequence[int] = (0, 1),
@@ -99,7 +108,8 @@ def swav_loss(
     Args:
         scores: one [B, K] for each crop, V >= 2 of them, any floating dtype, the same of all; row b of all shows image
             b.
-        temperature: t > 0, no unit, of the predictions.
+        temperature: t > 0, no unit, of the predictions. A tensor (0-d) may be learned; its value is not looked at, and
+            has to stay positive.
         epsilon: as in `sinkhorn`, for the codes.
         iterations: as in `sinkhorn`.
         assign_crops: A, the places in `scores` of the crops that codes are made of; the large ones, in the paper.
@@ -122,10 +132,11 @@ def swav_loss(
     scores, crops = _list("scores", scores), _list("assign_crops", assign_crops)
     queues = None if queue_scores is None else _list("queue_scores", queue_scores)
     dtype = _check(scores, crops, queues)
-    check_positive_number("temperature", temperature)
+    check_temperature(temperature, scores[0])
     with torch.autocast(scores[0].device.type, enabled=False):
         scores = [crop.to(dtype) for crop in scores]
-        predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]  # V of [B, K]
+        scale = scale_of(temperature, scores[0])
+        predictions = [F.log_softmax(crop * scale, dim=1) for crop in scores]  # V of [B, K]
         total = scores[0].new_zeros(())
         for place, a in enumerate(crops):
             batch = scores[a].detach()
@@ -141,7 +152,7 @@ class SwAVLoss(GatheringLoss):
     """`swav_loss` with its settings kept (SwAV, equations 1 and 2).
 
     Args:
-        temperature: t > 0, no unit.
+        temperature: t > 0, no unit; a number, or a 0-d tensor, of which a Parameter becomes one of this module.
         epsilon: > 0, in units of the scores.
         iterations: at least 1.
         assign_crops: the places of the crops that codes are made of.
@@ -156,7 +167,7 @@ class SwAVLoss(GatheringLoss):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         *,
         epsilon: float = 0.05,
         iterations: int = 3,
@@ -165,7 +176,7 @@ class SwAVLoss(GatheringLoss):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(gather, group, equal_rows=False)  # of no account: numbers of rows are not asked for
-        check_positive_number("temperature", temperature)
+        check_temperature(temperature)
         check_positive_number("epsilon", epsilon)
         self.temperature = temperature
         self.epsilon = epsilon
@@ -195,7 +206,7 @@ class SwAVLoss(GatheringLoss):
     def extra_repr(self) -> str:
         """The settings, for `repr`; a group has no name that says anything."""
         return (
-            f"temperature={self.temperature}, epsilon={self.epsilon}, iterations={self.iterations}, "
+            f"temperature={shown_temperature(self.temperature)}, epsilon={self.epsilon}, iterations={self.iterations}, "
             f"assign_crops={self.assign_crops}, gather={self.gather}"
         )
 
@@ -236,5 +247,6 @@ def _check(scores: list[Tensor], crops: list[int], queues: list[Tensor] | None) 
             if queue.shape[1] != scores[0].shape[1]:
                 expected = f"[Q, {scores[0].shape[1]}], the K of scores"
                 raise ValueError(f"queue_scores[{i}] must have shape {expected}, got {list(queue.shape)}")
+            check_device(f"queue_scores[{i}]", queue, names[0], scores[0])
             others[f"queue_scores[{i}]"] = queue
     return working_dtype(names[0], scores[0], **others)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.pairs import row_logsumexp
-from .checks import check_backend, check_positive, check_rows, scalar_like, shown_temperature, working_dtype
+from .checks import check_pair_backend, check_positive, check_rows, scalar_like, shown_temperature, working_dtype
 from .cosine import half_rows, unit_rows
 
 
@@ -53,7 +53,7 @@ def uniformity_loss(x: Tensor, *, t: float | Tensor = 2.0, backend: str = "auto"
     if x.shape[0] < 2:
         raise ValueError(f"x must have at least 2 rows, so that pairs exist, got {x.shape[0]}")
     check_positive("t", t, x)
-    check_backend(backend)
+    check_pair_backend(backend)
     with torch.autocast(x.device.type, enabled=False):
         z = unit_rows(x.to(working_dtype("x", x)))  # [N, D]
         scale = 2 * scalar_like(t, z)
@@ -77,7 +77,7 @@ class UniformityLoss(nn.Module):
     def __init__(self, t: float | Tensor = 2.0, *, backend: str = "auto") -> None:
         super().__init__()
         check_positive("t", t)
-        check_backend(backend)
+        check_pair_backend(backend)
         self.t = t
         self.backend = backend
 

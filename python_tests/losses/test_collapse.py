@@ -47,6 +47,11 @@ def order(value: float, healthy: float) -> str:
     [
         # The gradient at collapse and near it, and its part that differs between rows, against that of healthy rows.
         ("nt_xent_loss", (ZERO, SMALL), (ZERO, SMALL)),
+        ("info_nce_loss", (ZERO, SMALL), (ZERO, SMALL)),
+        ("nnclr_loss", (ZERO, SMALL), (ZERO, SMALL)),
+        ("sigmoid_loss", (ZERO, SMALL), (ZERO, SMALL)),
+        ("alignment_loss", (ZERO, SMALL), (ZERO, SMALL)),
+        ("uniformity_loss", (ZERO, SMALL), (ZERO, SMALL)),
         ("byol_loss", (ZERO, SMALL), (ZERO, SMALL)),
         ("simsiam_loss", (ZERO, SMALL), (ZERO, SMALL)),
         ("swav_loss", (LIKE, LIKE), (ZERO, SMALL)),
@@ -65,6 +70,7 @@ def test_orders_of_magnitude(name: str, whole: tuple[str, str], between_rows: tu
 
 def test_rank_1_is_a_minimum_of_losses_of_cosines() -> None:
     """Cosines are +-1, where they are flat; KoLeo sees rows that are equal up to rounding."""
-    for name in ("nt_xent_loss", "byol_loss", "simsiam_loss"):
+    cosines = ("nt_xent_loss", "info_nce_loss", "nnclr_loss", "sigmoid_loss", "alignment_loss", "uniformity_loss")
+    for name in (*cosines, "byol_loss", "simsiam_loss"):
         assert collapse.gradients(name)["rank 1"][0] < collapse.ZERO
     assert collapse.gradients("koleo_loss")["rank 1"][0] > collapse.ROUNDING

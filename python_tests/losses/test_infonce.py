@@ -234,7 +234,7 @@ def test_bad_input_names_the_argument(arguments, error, message: str) -> None:
             TypeError,
             "base_temperature must be a number, got a Tensor of shape () and dtype torch.float32",
         ),
-        ({"backend": "cudaa"}, ValueError, "backend must be one of auto, cuda, triton, cpu, reference, got 'cudaa'"),
+        ({"backend": "cudaa"}, ValueError, "backend must be one of auto, triton, cpu, reference, got 'cudaa'"),
         ({"equal_rows": 1}, TypeError, "equal_rows must be True or False, got int 1"),
     ],
 )

@@ -149,7 +149,7 @@ def test_module_is_the_function() -> None:
             [torch.ones(3, 2)] * 4,
             {"backend": "gpu"},
             ValueError,
-            "backend must be one of auto, cuda, triton, cpu, reference, got 'gpu'",
+            "backend must be one of auto, triton, cpu, reference, got 'gpu'",
         ),
         ([torch.ones(3, 2)] * 4, {"equal_rows": 1}, TypeError, "equal_rows must be True or False, got int 1"),
     ],
@@ -298,3 +298,18 @@ def test_goes_on_where_it_was_saved() -> None:
 def test_bad_arguments_of_the_queue_are_named(call, error, message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_a_row_that_is_not_finite_has_no_neighbour() -> None:
+    queue = SupportQueue(8, 3)
+    queue.enqueue(torch.eye(3))
+    found = queue(torch.tensor([[math.nan, 0, 0], [0, 0, math.inf], [0, 2.0, 0]]))
+    assert found.isnan().all(dim=1).tolist() == [True, True, False]
+    assert found[2].tolist() == [0, 1, 0]
+
+
+def test_a_state_of_another_size_is_refused() -> None:
+    queue = SupportQueue(6, 3)
+    for state in ([6, 6], [0, 7], [-1, 2]):
+        with pytest.raises(ValueError, match="state must be that of a queue of 6 rows, got pointer"):
+            queue.set_extra_state(torch.tensor(state))

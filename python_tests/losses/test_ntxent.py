@@ -112,7 +112,7 @@ def test_bad_input_names_the_argument(
         (
             {"backend": "cudaa"},
             ValueError,
-            "backend must be one of auto, cuda, triton, cpu, reference, got 'cudaa'",
+            "backend must be one of auto, triton, cpu, reference, got 'cudaa'",
         ),
         ({"equal_rows": 1}, TypeError, "equal_rows must be True or False, got int 1"),
     ],
@@ -340,7 +340,7 @@ def test_bad_negatives_are_named(negatives, error: type[Exception], message: str
 
 
 def test_no_rows_beside_a_bank_are_refused() -> None:
-    with pytest.raises(ValueError, match="z1 must have at least 1 rows, got 0"):
+    with pytest.raises(ValueError, match="z1 must have at least 1 row, got 0"):
         nt_xent_loss(torch.ones(0, 2), torch.ones(0, 2), negatives=torch.ones(1, 2))
 
 

@@ -110,7 +110,7 @@ def test_torch_func_takes_the_gradient() -> None:
     x = rows(5, 3).requires_grad_()
     sigreg_loss(x, directions=4, generator=generator()).backward()
     gradient = torch.func.grad(lambda x: sigreg_loss(x, directions=4, generator=generator()))(x.detach())
-    assert torch.equal(gradient, x.grad)
+    torch.testing.assert_close(gradient, x.grad, rtol=1e-12, atol=0)
 
 
 def test_gradient_equals_the_formula() -> None:
@@ -274,3 +274,17 @@ def test_bad_settings_are_refused_when_the_module_is_built_or_called(options, er
     for call in (SIGRegLoss, lambda **options: sigreg_loss(X, **options)):
         with pytest.raises(error, match=message):
             call(**options)
+
+
+def test_compiles_with_several_widths_and_in_forward_mode() -> None:
+    compiled = torch.compile(sigreg_loss, fullgraph=True, backend="aot_eager")
+    for width in (8, 9, 10):
+        assert bool(compiled(torch.ones(12, width), directions=4).isfinite())
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        return sigreg_loss(t, directions=4, generator=torch.Generator().manual_seed(1))
+
+    _, along = torch.func.jvp(loss, (x,), (torch.ones_like(x),))
+    (gradient,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+    assert float(along) == pytest.approx(float(gradient.sum()), rel=1e-12)

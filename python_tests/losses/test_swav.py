@@ -222,7 +222,7 @@ S = torch.ones(3, 2)
         ([S.long(), S], {}, TypeError, r"scores\[0\] must be a floating point tensor, got torch.int64"),
         ([S[:0], S[:0]], {}, ValueError, r"scores\[0\] must have at least 1 row"),
         ([S, S], {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
-        ([S, S], {"temperature": "1"}, TypeError, "temperature must be a number, got '1'"),
+        ([S, S], {"temperature": "1"}, TypeError, "temperature must be a number or a 0-d tensor, got '1'"),
         ([S, S], {"epsilon": -1.0}, ValueError, r"epsilon must be positive and finite, got -1\.0"),
         ([S, S], {"epsilon": True}, TypeError, "epsilon must be a number, got True"),
         ([S, S], {"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),

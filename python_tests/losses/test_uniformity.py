@@ -134,7 +134,7 @@ def test_module_is_the_function() -> None:
             torch.ones(3, 2),
             {"backend": "gpu"},
             ValueError,
-            "backend must be one of auto, cuda, triton, cpu, reference, got 'gpu'",
+            "backend must be one of auto, triton, cpu, reference, got 'gpu'",
         ),
     ],
 )
