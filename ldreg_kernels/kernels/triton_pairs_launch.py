@@ -45,6 +45,7 @@ class Setup:
     stages: int
     whole: bool  # `columns` is at least P
     even: bool  # `columns` and `out` divide P
+    halves: bool  # float32 rows: float16 upper halves, and behind them the lower ones
     factors: bool
     bias: bool
     views: int  # 0: nothing is left out
@@ -102,8 +103,8 @@ def part_of(N: int, programs: int, blocks: Blocks, multiprocessors: int) -> int:
 def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     """Contract `pair_sums`."""
     x, y = _rows(pairs)
-    M, N, P = x.shape[0], y.shape[0], x.shape[1]
-    blocks = blocks_for("sums", x.dtype, P, capability)
+    M, N, P = x.shape[-2], y.shape[-2], x.shape[-1]
+    blocks = blocks_for("sums", pairs.x.dtype, P, capability)
     programs = triton.cdiv(M, blocks.rows)
     part = part_of(N, programs, blocks, multiprocessors)
     parts = triton.cdiv(N, part)
@@ -135,12 +136,13 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Contract `pair_gradients`."""
     x, y = _rows(pairs)
-    P = x.shape[1]
-    blocks = blocks_for("gradient", x.dtype, P, capability)
+    P = x.shape[-1]
+    blocks = blocks_for("gradient", pairs.x.dtype, P, capability)
     state = state.contiguous()
+    share, unit = _shares(pairs, state, by_value)
 
     def launch(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, exchanged: bool) -> Tensor:
-        M, N = x.shape[0], y.shape[0]
+        M, N = x.shape[-2], y.shape[-2]
         down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, blocks.out or _every(P))
         part = part_of(N, down * across, blocks, multiprocessors)
         parts = triton.cdiv(N, part)
@@ -149,7 +151,7 @@ def gradients(
         with on_device(x):
             ldreg_pair_gradient[down, across, parts](
                 *_operands(x, y, x_factor, y_factor, pairs),
-                *(state, by_value, each, M, N, P, pairs.own or 0, part, setup),
+                *(state, share, unit, each, M, N, P, pairs.own or 0, part, setup),
                 num_warps=blocks.warps,
             )
         return each[0] if parts == 1 else each.sum(0)
@@ -160,8 +162,34 @@ def gradients(
 
 
 def _rows(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    x = unit_columns(pairs.x.detach())
-    return x, x if pairs.symmetric else unit_columns(pairs.y.detach())
+    """[rows, P] as they are, or [2, rows, P] float16 for float32 rows."""
+    x = _tile_operand(pairs.x.detach())
+    return x, x if pairs.symmetric else _tile_operand(pairs.y.detach())
+
+
+def _tile_operand(t: Tensor) -> Tensor:
+    if t.dtype != torch.float32:
+        return unit_columns(t)
+    halves = torch.empty(2, *t.shape, dtype=torch.float16, device=t.device)
+    halves[0] = t
+    torch.sub(t, halves[0], out=halves[1])  # in float32, and exact before it is rounded
+    return halves
+
+
+def _shares(pairs: Pairs, state: Tensor, by_value: Tensor) -> tuple[Tensor, Tensor]:
+    """(share, unit): a weight of row i is at most share_i unit; unit is 1 but for float32 rows.
+
+    There it makes the largest weight 2^13, or twice that where a pair has two: float16 ends at 2^16.
+    """
+    # Without candidates the total is 0, and every weight too. The largest term of any other total is 1.
+    share = by_value if pairs.bias is not None else by_value / state[1].clamp_min(0.5)
+    if pairs.x.dtype != torch.float32:
+        return share, pairs.scale.detach()  # which is not read
+    most = share.nan_to_num(0, 0, 0).abs().amax().clamp_min(2.0**-100)  # a row of NaN is its own affair
+    room = torch.full_like(most, 2.0**-13)
+    if pairs.bias is not None:  # the largest sigmoid of a cosine
+        room *= (pairs.scale + pairs.bias).detach().sigmoid().clamp_min(2.0**-110)
+    return share / most / room, most * room
 
 
 def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, pairs: Pairs) -> tuple[Any, ...]:
@@ -169,7 +197,7 @@ def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | 
     scale = pairs.scale.detach()
     bias = scale if pairs.bias is None else pairs.bias.detach()
     x_factor, y_factor = (scale if f is None else f.contiguous() for f in (x_factor, y_factor))
-    return x, x.stride(0), x_factor, y, y.stride(0), y_factor, scale, bias
+    return x, x.stride(-2), x_factor, y, y.stride(-2), y_factor, scale, bias
 
 
 def _every(P: int) -> int:
@@ -188,6 +216,7 @@ def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool 
         stages=blocks.stages,
         whole=blocks.step == WHOLE,
         even=P % columns == 0 and P % out == 0,
+        halves=pairs.x.dtype == torch.float32,
         factors=pairs.x_factor is not None,
         bias=pairs.bias is not None,
         views=0 if pairs.own is None else pairs.views,
