@@ -9,10 +9,21 @@ made by one program, always in the same order: no atomics, the same bits at ever
                 and the softplus of scale c_ij + bias
     gradients   the tile again, its weights w_ij, and out_i += sum_j (w_ij f_j) y_j
 
-Arithmetic: sums are float32. Products of float32 rows take three tf32 products (tf32x3: 22 bits of each operand), those
-of half precision rows are exact. In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each
-by itself). For float16 rows it is a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room
-for them, a softmax of 65536 candidates has most below 2^-24.
+Arithmetic: sums are float32. Products of half precision rows are exact. Float32 rows come in two float16 halves
+(C.halves),
+
+    a = high + low,  high = fp16(a),  low = fp16(a - high)
+    <a, b> ~ <high_a, high_b> + <high_a, low_b> + <low_a, high_b>
+
+and an entry has 22 bits, or 2^-25 where low is subnormal: a cosine of unit rows is off by 2.5e-8 rms, about what float32
+rounds. Rows have to be unit rows, or so: float16 ends at 65504.
+
+In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each by itself). For float16 rows it is
+a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room for them, a softmax of 65536
+candidates has most below 2^-24. For float32 rows weights are in halves too, in a unit that makes the largest 2^13. So a
+weight has 22 bits, but what is below 2^-38 of the largest is lost. N such errors add up by chance to sqrt(N) 2^-38 of
+the largest in a gradient row, 2^-30 for 65536 candidates: no more than float32 rounds the rows that matter, but a row
+whose gradient is much smaller than others' has fewer digits of its own.
 
 The gradient by the candidates is the same kernel with the two sets exchanged (C.exchanged): it owns candidates, and the
 weights are those of the rows that it goes through. Rows that are the candidates have both kinds at once.

@@ -1,8 +1,9 @@
 """Sums over pairs on a GPU by Triton: blocks from a table, outputs, one launch for each of them.
 
 `pair_sums` is one launch, `pair_gradients` one for each gradient that is asked for; where rows are too few for the
-multiprocessors, candidates are divided, and one more launch joins the parts. Nothing waits for the device: scale and
-bias are read by the kernels. What they compute: triton_pairs.py.
+multiprocessors, candidates are divided, and one more launch joins the parts. Float32 rows are halved before, by two
+launches of torch, and shares of rows are a few on [M]. Nothing waits for the device: scale and bias are read by the
+kernels. What they compute: triton_pairs.py.
 """
 
 from __future__ import annotations
@@ -67,19 +68,34 @@ _WIDE_GRADIENTS = (
     (_STEPS, Blocks(64, 64, 64, 256, 2, 8)),
 )
 TABLE: dict[tuple[str, torch.dtype, str], tuple[tuple[int, Blocks], ...]] = {
-    ("sums", torch.float32, ""): ((_STEPS, Blocks(128, 64, 32, 0, 3, 8)),),
-    ("sums", torch.float32, "hopper"): (
+    ("sums", torch.float32, ""): (
         (128, Blocks(128, 64, WHOLE, 0, 2, 8)),
-        (_STEPS, Blocks(128, 64, 32, 0, 3, 8)),
+        (_STEPS, Blocks(128, 128, 32, 0, 3, 8)),
+    ),
+    ("sums", torch.float32, "hopper"): (
+        (128, Blocks(128, 128, WHOLE, 0, 2, 8)),
+        (256, Blocks(128, 32, WHOLE, 0, 2, 8)),
+        (_STEPS, Blocks(128, 128, 64, 0, 3, 8)),
+    ),
+    ("sums", torch.float32, "blackwell"): (
+        (128, Blocks(128, 64, WHOLE, 0, 2, 8)),
+        (256, Blocks(128, 32, WHOLE, 0, 2, 8)),
+        (_STEPS, Blocks(128, 128, 64, 0, 2, 8)),
     ),
     ("sums", torch.bfloat16, ""): _HALF_SUMS,
     ("sums", torch.float16, ""): _HALF_SUMS,
-    ("gradient", torch.float32, ""): ((_STEPS, Blocks(64, 32, 32, 128, 2, 8)),),
+    ("gradient", torch.float32, ""): (
+        (128, Blocks(64, 32, WHOLE, WHOLE, 2, 4)),
+        (_STEPS, Blocks(64, 64, 32, 128, 2, 8)),
+    ),
     ("gradient", torch.float32, "hopper"): (
+        (128, Blocks(64, 64, WHOLE, WHOLE, 2, 4)),
+        (_STEPS, Blocks(128, 64, 64, 128, 2, 8)),
+    ),
+    ("gradient", torch.float32, "blackwell"): (
         (128, Blocks(128, 32, WHOLE, WHOLE, 2, 8)),
         (_STEPS, Blocks(128, 32, 32, 128, 2, 8)),
     ),
-    ("gradient", torch.float32, "blackwell"): ((_STEPS, Blocks(128, 32, 32, 128, 2, 8)),),
     ("gradient", torch.bfloat16, ""): ((128, Blocks(64, 64, WHOLE, WHOLE, 2, 4)), *_WIDE_GRADIENTS),
     ("gradient", torch.bfloat16, "blackwell"): ((128, Blocks(128, 64, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
     ("gradient", torch.float16, ""): ((128, Blocks(128, 32, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
@@ -168,6 +184,7 @@ def _rows(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def _tile_operand(t: Tensor) -> Tensor:
+    """Rows as `_load` of triton_pairs.py takes them."""
     if t.dtype != torch.float32:
         return unit_columns(t)
     halves = torch.empty(2, *t.shape, dtype=torch.float16, device=t.device)
@@ -185,11 +202,13 @@ def _shares(pairs: Pairs, state: Tensor, by_value: Tensor) -> tuple[Tensor, Tens
     share = by_value if pairs.bias is not None else by_value / state[1].clamp_min(0.5)
     if pairs.x.dtype != torch.float32:
         return share, pairs.scale.detach()  # which is not read
-    most = share.nan_to_num(0, 0, 0).abs().amax().clamp_min(2.0**-100)  # a row of NaN is its own affair
-    room = torch.full_like(most, 2.0**-13)
-    if pairs.bias is not None:  # the largest sigmoid of a cosine
-        room *= (pairs.scale + pairs.bias).detach().sigmoid().clamp_min(2.0**-110)
-    return share / most / room, most * room
+    most = torch.linalg.vector_norm(share.nan_to_num(0, 0, 0), torch.inf)  # a row of NaN is its own affair
+    unit = most.clamp_min(2.0**-100) * 2.0**-13
+    share = share / unit
+    if pairs.bias is not None:  # no sigmoid of a cosine is larger
+        largest = (pairs.scale + pairs.bias).detach().sigmoid().clamp_min(2.0**-110)
+        share, unit = share / largest, unit * largest
+    return share, unit
 
 
 def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, pairs: Pairs) -> tuple[Any, ...]:

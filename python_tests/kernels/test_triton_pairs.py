@@ -29,7 +29,7 @@ WAYS = {
     "whole": launch.Blocks(16, 32, launch.WHOLE, launch.WHOLE, 2, 4),
     "steps": launch.Blocks(32, 16, 16, 32, 2, 4),
 }
-# Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, and float32 rows have 22 bits, by 2e-8 of a
+# Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, and float32 rows have 22 bits, by 2.5e-8 of a
 # cosine more. In an exponent that is `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2
 # and the logarithm round.
 COSINE, SUM = 5e-7, 3e-6
