@@ -47,8 +47,9 @@ NUMBERS = ("M", "N", "own", "part", "parts")
 @triton.jit
 def _load(ptr, stride, at, count, every, columns, P, C: tl.constexpr):
     """Rows `at`, beyond the end the last one again; columns from P on are 0. With C.halves the upper and the lower
-    halves, which are `every` rows further on; without, the same twice.
+    halves, which are `every` rows further on; without, the same twice. Halves have columns of 0 up to a multiple of 16.
     """
+    width = tl.cdiv(P, 16) * 16 if C.halves else P
     row = tl.minimum(at, count - 1).to(tl.int64)
     where = ptr + row[:, None] * stride + columns[None, :]
     low = where + every.to(tl.int64) * stride
@@ -56,7 +57,7 @@ def _load(ptr, stride, at, count, every, columns, P, C: tl.constexpr):
         tile = tl.load(where)
         return tile, tl.load(low) if C.halves else tile
     else:
-        some = (columns < P)[None, :]
+        some = (columns < width)[None, :]
         tile = tl.load(where, mask=some, other=0.0)
         return tile, tl.load(low, mask=some, other=0.0) if C.halves else tile
 

@@ -45,7 +45,7 @@ class Setup:
     out: int
     stages: int
     whole: bool  # `columns` is at least P
-    even: bool  # `columns` and `out` divide P
+    even: bool  # `columns` and `out` divide the columns that are there
     halves: bool  # float32 rows: float16 upper halves, and behind them the lower ones
     factors: bool
     bias: bool
@@ -119,7 +119,7 @@ def part_of(N: int, programs: int, blocks: Blocks, multiprocessors: int) -> int:
 def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     """Contract `pair_sums`."""
     x, y = _rows(pairs)
-    M, N, P = x.shape[-2], y.shape[-2], x.shape[-1]
+    M, N, P = x.shape[-2], y.shape[-2], pairs.x.shape[1]
     blocks = blocks_for("sums", pairs.x.dtype, P, capability)
     programs = triton.cdiv(M, blocks.rows)
     part = part_of(N, programs, blocks, multiprocessors)
@@ -128,7 +128,7 @@ def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     with on_device(x):
         ldreg_pair_sums[programs, parts](
             *_operands(x, y, pairs.x_factor, pairs.y_factor, pairs),
-            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, P, parts > 1)),
+            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, x.shape[-1], parts > 1)),
             num_warps=blocks.warps,
         )
     if parts == 1:
@@ -152,7 +152,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Contract `pair_gradients`."""
     x, y = _rows(pairs)
-    P = x.shape[-1]
+    P = pairs.x.shape[1]
     blocks = blocks_for("gradient", pairs.x.dtype, P, capability)
     state = state.contiguous()
     share, unit = _shares(pairs, state, by_value)
@@ -162,7 +162,7 @@ def gradients(
         down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, blocks.out or _every(P))
         part = part_of(N, down * across, blocks, multiprocessors)
         parts = triton.cdiv(N, part)
-        setup = _setup(pairs, blocks, P, parts > 1, exchanged)
+        setup = _setup(pairs, blocks, x.shape[-1], parts > 1, exchanged)
         each = torch.empty(parts, M, P, dtype=torch.float32, device=x.device)
         with on_device(x):
             ldreg_pair_gradient[down, across, parts](
@@ -178,7 +178,7 @@ def gradients(
 
 
 def _rows(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """[rows, P] as they are, or [2, rows, P] float16 for float32 rows."""
+    """[rows, P] as they are, or [2, rows, P rounded up to 16] float16 for float32 rows."""
     x = _tile_operand(pairs.x.detach())
     return x, x if pairs.symmetric else _tile_operand(pairs.y.detach())
 
@@ -187,9 +187,13 @@ def _tile_operand(t: Tensor) -> Tensor:
     """Rows as `_load` of triton_pairs.py takes them."""
     if t.dtype != torch.float32:
         return unit_columns(t)
-    halves = torch.empty(2, *t.shape, dtype=torch.float16, device=t.device)
-    halves[0] = t
-    torch.sub(t, halves[0], out=halves[1])  # in float32, and exact before it is rounded
+    rows, P = t.shape
+    width = triton.cdiv(P, 16) * 16
+    allocate = torch.empty if width == P else torch.zeros
+    halves = allocate(2, rows, width, dtype=torch.float16, device=t.device)
+    high, low = halves[..., :P]
+    high.copy_(t)
+    torch.sub(t, high, out=low)  # in float32, and exact before it is rounded
     return halves
 
 
@@ -224,9 +228,9 @@ def _every(P: int) -> int:
     return max(16, triton.next_power_of_2(P))
 
 
-def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool = False) -> Setup:
-    columns = blocks.step or _every(P)
-    out = blocks.out or _every(P)
+def _setup(pairs: Pairs, blocks: Blocks, width: int, divided: bool, exchanged: bool = False) -> Setup:
+    columns = blocks.step or _every(width)
+    out = blocks.out or _every(width)
     return Setup(
         rows=blocks.rows,
         candidates=blocks.candidates,
@@ -234,7 +238,7 @@ def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool 
         out=out,
         stages=blocks.stages,
         whole=blocks.step == WHOLE,
-        even=P % columns == 0 and P % out == 0,
+        even=width % columns == 0 and width % out == 0,
         halves=pairs.x.dtype == torch.float32,
         factors=pairs.x_factor is not None,
         bias=pairs.bias is not None,

@@ -29,9 +29,9 @@ WAYS = {
     "whole": launch.Blocks(16, 32, launch.WHOLE, launch.WHOLE, 2, 4),
     "steps": launch.Blocks(32, 16, 16, 32, 2, 4),
 }
-# Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, and float32 rows have 22 bits, by 2.5e-8 of a
-# cosine more. In an exponent that is `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2
-# and the logarithm round.
+# Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, and 2.5e-8 rms for the 22 bits of float32
+# rows. In an exponent that is `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2 and the
+# logarithm round.
 COSINE, SUM = 5e-7, 3e-6
 # Weights are rounded to bfloat16, or for float16 rows to tf32, before they are multiplied by the candidates: half an
 # ulp each. Triton's interpreter truncates to bfloat16, and knows no tf32.
@@ -240,10 +240,12 @@ def test_weights_of_different_sizes(bias: float | None, N: int | None) -> None:
 def test_halves_of_a_row(P: int) -> None:
     """22 bits, or 2^-25 where the lower half is below float16's smallest; what is not finite stays so in the sum."""
     x = unit(64, P, 1)
-    high, low = launch._tile_operand(x).double()
+    halves = launch._tile_operand(x).double()
+    assert (halves[..., P:] == 0).all()
+    high, low = halves[..., :P]
     assert ((high + low - x).abs() <= (2.0**-22 * x.abs()).clamp_min(2.0**-25)).all()
     for bad in (torch.nan, torch.inf):
-        assert launch._tile_operand(torch.tensor([[bad]])).sum(0).isnan().all()
+        assert launch._tile_operand(torch.tensor([[bad]])).sum().isnan()
 
 
 @settings(max_examples=12)
