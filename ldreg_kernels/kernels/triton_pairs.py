@@ -15,8 +15,8 @@ Arithmetic: sums are float32. Products of half precision rows are exact. Float32
     a = high + low,  high = fp16(a),  low = fp16(a - high)
     <a, b> ~ <high_a, high_b> + <high_a, low_b> + <low_a, high_b>
 
-and an entry has 22 bits, or 2^-25 where low is subnormal: a cosine of unit rows is off by 2.5e-8 rms, about what float32
-rounds. Rows have to be unit rows, or so: float16 ends at 65504.
+and an entry has 22 bits, or 2^-25 where low is subnormal: a cosine of unit rows is off by 2.5e-8 rms, about as much as
+float32 rounds. Rows have to be unit rows, or so: float16 ends at 65504.
 
 In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each by itself). For float16 rows it is
 a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room for them, a softmax of 65536
@@ -46,8 +46,10 @@ NUMBERS = ("M", "N", "own", "part", "parts")
 
 @triton.jit
 def _load(ptr, stride, at, count, every, columns, P, C: tl.constexpr):
-    """Rows `at`, beyond the end the last one again; columns from P on are 0. With C.halves the upper and the lower
-    halves, which are `every` rows further on; without, the same twice. Halves have columns of 0 up to a multiple of 16.
+    """Rows `at`, beyond the end the last one again; columns from P on are 0.
+
+    With C.halves the upper and the lower halves, which lie `every` rows further on and have columns of 0 up to a
+    multiple of 16; without, the same twice.
     """
     width = tl.cdiv(P, 16) * 16 if C.halves else P
     row = tl.minimum(at, count - 1).to(tl.int64)

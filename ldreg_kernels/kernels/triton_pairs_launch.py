@@ -198,9 +198,10 @@ def _tile_operand(t: Tensor) -> Tensor:
 
 
 def _shares(pairs: Pairs, state: Tensor, by_value: Tensor) -> tuple[Tensor, Tensor]:
-    """(share, unit): a weight of row i is at most share_i unit; unit is 1 but for float32 rows.
+    """(share, unit): the gradient's factor of row i, by_value_i / total_i or with bias by_value_i, is share_i unit.
 
-    There it makes the largest weight 2^13, or twice that where a pair has two: float16 ends at 2^16.
+    The unit is 1 but for float32 rows. There it makes the largest weight 2^13, or twice that where a pair has two:
+    float16 ends at 2^16.
     """
     # Without candidates the total is 0, and every weight too. The largest term of any other total is 1.
     share = by_value if pairs.bias is not None else by_value / state[1].clamp_min(0.5)
