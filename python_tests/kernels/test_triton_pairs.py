@@ -30,8 +30,8 @@ WAYS = {
     "steps": launch.Blocks(32, 16, 16, 32, 2, 4),
 }
 # Cosines are within 5e-7: float32 sums of at most 70 products of unit rows, and 2.5e-8 rms for the 22 bits of float32
-# rows. In an exponent that is `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2 and the
-# logarithm round.
+# rows. In an exponent that is `scale` times as much; 3e-6 is for the float32 sums over candidates, and what exp2 and
+# the logarithm round.
 COSINE, SUM = 5e-7, 3e-6
 # Weights are rounded to bfloat16, or for float16 rows to tf32, before they are multiplied by the candidates: half an
 # ulp each. Triton's interpreter truncates to bfloat16, and knows no tf32.
