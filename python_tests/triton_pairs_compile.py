@@ -55,6 +55,7 @@ def table(capability: int) -> list[Case]:
 HARD = [
     Case("sums", 90, "float32", 128, same=False, views=2),
     Case("sums", 90, "bfloat16", 128, same=False, bias=True),
+    Case("sums", 90, "float32", 200, odd=True),
     Case("gradient", 90, "float32", 128, views=2),
     Case("gradient", 90, "float32", 128, same=False, views=2, exchanged=True),
     Case("gradient", 90, "bfloat16", 128, views=2),

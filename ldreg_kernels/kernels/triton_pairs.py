@@ -9,10 +9,21 @@ made by one program, always in the same order: no atomics, the same bits at ever
                 and the softplus of scale c_ij + bias
     gradients   the tile again, its weights w_ij, and out_i += sum_j (w_ij f_j) y_j
 
-Arithmetic: sums are float32. Products of float32 rows take three tf32 products (tf32x3: 22 bits of each operand), those
-of half precision rows are exact. In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each
-by itself). For float16 rows it is a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room
-for them, a softmax of 65536 candidates has most below 2^-24.
+Arithmetic: sums are float32. Products of half precision rows are exact. Float32 rows come in two float16 halves
+(C.halves),
+
+    a = high + low,  high = fp16(a),  low = fp16(a - high)
+    <a, b> ~ <high_a, high_b> + <high_a, low_b> + <low_a, high_b>
+
+and an entry has 22 bits, or 2^-25 where low is subnormal: a cosine of unit rows is off by 2.5e-8 rms, about as much as
+float32 rounds. Rows have to be unit rows, or so: float16 ends at 65504.
+
+In the second product weights are rounded to the rows' bfloat16 (2^-8 relative, each by itself). For float16 rows it is
+a tf32 product: weights have 2^-11, and none underflows; float16 itself has no room for them, a softmax of 65536
+candidates has most below 2^-24. For float32 rows weights are in halves too, in a unit that makes the largest 2^13. So a
+weight has 22 bits, but what is below 2^-38 of the largest is lost. N such errors add up by chance to sqrt(N) 2^-38 of
+the largest in a gradient row, 2^-30 for 65536 candidates: no more than float32 rounds the rows that matter, but a row
+whose gradient is much smaller than others' has fewer digits of its own.
 
 The gradient by the candidates is the same kernel with the two sets exchanged (C.exchanged): it owns candidates, and the
 weights are those of the rows that it goes through. Rows that are the candidates have both kinds at once.
@@ -34,22 +45,40 @@ NUMBERS = ("M", "N", "own", "part", "parts")
 
 
 @triton.jit
-def _load(ptr, stride, at, count, columns, P, C: tl.constexpr):
-    """Rows `at`, beyond the end the last one again; columns from P on are 0."""
+def _load(ptr, stride, at, count, every, columns, P, C: tl.constexpr):
+    """Rows `at`, beyond the end the last one again; columns from P on are 0.
+
+    With C.halves the upper and the lower halves, which lie `every` rows further on and have columns of 0 up to a
+    multiple of 16; without, the same twice.
+    """
+    width = tl.cdiv(P, 16) * 16 if C.halves else P
     row = tl.minimum(at, count - 1).to(tl.int64)
     where = ptr + row[:, None] * stride + columns[None, :]
+    low = where + every.to(tl.int64) * stride
     if C.even:
-        return tl.load(where)
+        tile = tl.load(where)
+        return tile, tl.load(low) if C.halves else tile
     else:
-        return tl.load(where, mask=(columns < P)[None, :], other=0.0)
+        some = (columns < width)[None, :]
+        tile = tl.load(where, mask=some, other=0.0)
+        return tile, tl.load(low, mask=some, other=0.0) if C.halves else tile
 
 
 @triton.jit
-def _product(a, b, c, PRECISION: tl.constexpr):
+def _product(a, b, c):
     if INTERPRET:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), c, input_precision="ieee")
     else:
-        return tl.dot(a, b, c, input_precision=PRECISION)
+        return tl.dot(a, b, c, input_precision="tf32")
+
+
+@triton.jit
+def _product_of_halves(a, a_low, b, b_low, c, C: tl.constexpr):
+    """c + <a, b>, small terms first; without halves, of a and b alone."""
+    if C.halves:
+        c = _product(a, b_low, c)
+        c = _product(a_low, b, c)
+    return _product(a, b, c)
 
 
 @triton.jit
@@ -119,7 +148,7 @@ def _masked(c, first, M, start, N, own, C: tl.constexpr):
 
 
 @triton.jit
-def _in_steps(x, x_stride, i, M, y, y_stride, j, N, P, C: tl.constexpr):
+def _in_steps(x, x_stride, i, M, y, y_stride, j, left, N, P, C: tl.constexpr):
     """<x_i, y_j> of rows that do not fit the chip, some columns at a time."""
     ROWS: tl.constexpr = C.rows
     CANDIDATES: tl.constexpr = C.candidates
@@ -128,9 +157,9 @@ def _in_steps(x, x_stride, i, M, y, y_stride, j, N, P, C: tl.constexpr):
     c = tl.zeros([ROWS, CANDIDATES], tl.float32)
     for k in tl.range(0, P, COLUMNS, num_stages=STAGES):
         columns = k + tl.arange(0, COLUMNS)
-        a = _load(x, x_stride, i, M, columns, P, C)
-        b = _load(y, y_stride, j, N, columns, P, C)
-        c = _product(a, tl.trans(b), c, "tf32x3")
+        a, a_low = _load(x, x_stride, i, M, M, columns, P, C)
+        b, b_low = _load(y, y_stride, j, left, N, columns, P, C)
+        c = _product_of_halves(a, a_low, tl.trans(b), tl.trans(b_low), c, C)
     return c
 
 
@@ -177,7 +206,7 @@ def ldreg_pair_sums(
     if C.factors:
         f_i = tl.load(x_factor + i, mask=i < M, other=0.0)
     if C.whole:
-        x_tile = _load(x, x_stride, i, M, columns, P, C)
+        x_tile, x_low = _load(x, x_stride, i, M, M, columns, P, C)
     one = tl.full([BLOCK_M], 0.0 if C.bias else float("-inf"), tl.float32)  # slope, or the largest cosine so far
     two = tl.zeros([BLOCK_M], tl.float32)  # value, or total
     begin, left, count = 0, N, N
@@ -191,10 +220,11 @@ def ldreg_pair_sums(
     for start in tl.range(0, count, BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
         if C.whole:
-            y_tile = _load(y, y_stride, j, left, columns, P, C)
-            c = _product(x_tile, tl.trans(y_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), "tf32x3")
+            y_tile, y_low = _load(y, y_stride, j, left, N, columns, P, C)
+            c = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            c = _product_of_halves(x_tile, x_low, tl.trans(y_tile), tl.trans(y_low), c, C)
         else:
-            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, P, C)
+            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, N, P, C)
         if C.factors:
             c = c * f_i[:, None] * tl.load(y_factor + j, mask=j < left, other=0.0)[None, :]
         c = _masked(c, first, M, begin + start, N, own, C)
@@ -237,15 +267,13 @@ def ldreg_pair_join(each, state, scale_ptr, M, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _share(by_value, state, i, end, count, C: tl.constexpr):
-    """(top_i, by_value_i / total_i), or with bias (0, by_value_i); 0 beyond the end and where there is no candidate."""
-    by = tl.load(by_value + i, mask=i < end, other=0.0)
+def _share(share, state, i, end, C: tl.constexpr):
+    """(top_i, share_i), without a top 0 instead; 0 beyond the end."""
+    of = tl.load(share + i, mask=i < end, other=0.0)
     if C.bias:
-        return tl.zeros_like(by), by
+        return tl.zeros_like(of), of
     else:
-        top = tl.load(state + i, mask=i < end, other=0.0)
-        total = tl.load(state + count.to(tl.int64) + i, mask=i < end, other=0.0)
-        return top, tl.where(total == 0, 0.0, by * _reciprocal(total))  # the largest term of a total is 1
+        return tl.load(state + i, mask=i < end, other=0.0), of
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -259,7 +287,8 @@ def ldreg_pair_gradient(
     scale_ptr,
     bias_ptr,
     state,
-    by_value,
+    share,
+    unit,
     out,
     M,
     N,
@@ -288,9 +317,9 @@ def ldreg_pair_gradient(
     if C.factors:
         f_i = tl.load(x_factor + i, mask=i < M, other=0.0)
     if not C.exchanged:
-        top_i, share_i = _share(by_value, state, i, M, M, C)
+        top_i, share_i = _share(share, state, i, M, C)
     if C.whole:
-        x_tile = _load(x, x_stride, i, M, columns, P, C)
+        x_tile, x_low = _load(x, x_stride, i, M, M, columns, P, C)
     acc = tl.zeros([BLOCK_M, BLOCK_P], tl.float32)
     begin, left, count = 0, N, N
     if C.divided:  # as in the sums
@@ -303,17 +332,18 @@ def ldreg_pair_gradient(
             y_factor += begin
     for start in tl.range(0, count, BLOCK_N, num_stages=STAGES):
         j = start + tl.arange(0, BLOCK_N)
-        y_tile = _load(y, y_stride, j, left, columns, P, C)
+        y_tile, y_low = _load(y, y_stride, j, left, N, columns, P, C)
         if C.whole:
-            c = _product(x_tile, tl.trans(y_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), "tf32x3")
+            c = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            c = _product_of_halves(x_tile, x_low, tl.trans(y_tile), tl.trans(y_low), c, C)
         else:
-            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, P, C)
+            c = _in_steps(x, x_stride, i, M, y, y_stride, j, left, N, P, C)
         if C.factors:
             f_j = tl.load(y_factor + j, mask=j < left, other=0.0)
             c = c * f_i[:, None] * f_j[None, :]
         c = _masked(c, first, M, begin + start, N, own, C)
         if C.exchanged or C.same:
-            top_j, share_j = _share(by_value + begin, state + begin, j, left, N, C)
+            top_j, share_j = _share(share + begin, state + begin, j, left, C)
         if C.bias:
             w, _ = _sigmoid(c * scale + bias)
             if C.same:
@@ -330,9 +360,14 @@ def ldreg_pair_gradient(
                 w += _exp2(c * power - (top_j * power)[None, :]) * share_j[None, :]
         if C.factors:
             w *= f_j[None, :]
-        if y_tile.dtype == tl.float16:
-            acc = _product(w, y_tile.to(tl.float32), acc, "tf32")
+        if C.halves:
+            high = w.to(tl.float16)
+            acc = _product_of_halves(high, (w - high.to(tl.float32)).to(tl.float16), y_tile, y_low, acc, C)
+        elif y_tile.dtype == tl.float16:
+            acc = _product(w, y_tile.to(tl.float32), acc)
         else:
-            acc = _product(w.to(y_tile.dtype), y_tile, acc, "tf32x3")
+            acc = _product(w.to(y_tile.dtype), y_tile, acc)
+    if C.halves:
+        acc *= tl.load(unit)
     where = out + i.to(tl.int64)[:, None] * P + columns[None, :]
     tl.store(where, acc, mask=(i < M)[:, None] & (columns < P)[None, :])

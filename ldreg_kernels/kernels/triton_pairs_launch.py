@@ -1,8 +1,9 @@
 """Sums over pairs on a GPU by Triton: blocks from a table, outputs, one launch for each of them.
 
 `pair_sums` is one launch, `pair_gradients` one for each gradient that is asked for; where rows are too few for the
-multiprocessors, candidates are divided, and one more launch joins the parts. Nothing waits for the device: scale and
-bias are read by the kernels. What they compute: triton_pairs.py.
+multiprocessors, candidates are divided, and one more launch joins the parts. Float32 rows are halved before, by two
+launches of torch, and shares of rows are a few on [M]. Nothing waits for the device: scale and bias are read by the
+kernels. What they compute: triton_pairs.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Setup:
     out: int
     stages: int
     whole: bool  # `columns` is at least P
-    even: bool  # `columns` and `out` divide P
+    even: bool  # `columns` and `out` divide the columns that are there
+    halves: bool  # float32 rows: float16 upper halves, and behind them the lower ones
     factors: bool
     bias: bool
     views: int  # 0: nothing is left out
@@ -66,19 +68,34 @@ _WIDE_GRADIENTS = (
     (_STEPS, Blocks(64, 64, 64, 256, 2, 8)),
 )
 TABLE: dict[tuple[str, torch.dtype, str], tuple[tuple[int, Blocks], ...]] = {
-    ("sums", torch.float32, ""): ((_STEPS, Blocks(128, 64, 32, 0, 3, 8)),),
-    ("sums", torch.float32, "hopper"): (
+    ("sums", torch.float32, ""): (
         (128, Blocks(128, 64, WHOLE, 0, 2, 8)),
-        (_STEPS, Blocks(128, 64, 32, 0, 3, 8)),
+        (_STEPS, Blocks(128, 128, 32, 0, 3, 8)),
+    ),
+    ("sums", torch.float32, "hopper"): (
+        (128, Blocks(128, 128, WHOLE, 0, 2, 8)),
+        (256, Blocks(128, 32, WHOLE, 0, 2, 8)),
+        (_STEPS, Blocks(128, 128, 64, 0, 3, 8)),
+    ),
+    ("sums", torch.float32, "blackwell"): (
+        (128, Blocks(128, 64, WHOLE, 0, 2, 8)),
+        (256, Blocks(128, 32, WHOLE, 0, 2, 8)),
+        (_STEPS, Blocks(128, 128, 64, 0, 2, 8)),
     ),
     ("sums", torch.bfloat16, ""): _HALF_SUMS,
     ("sums", torch.float16, ""): _HALF_SUMS,
-    ("gradient", torch.float32, ""): ((_STEPS, Blocks(64, 32, 32, 128, 2, 8)),),
+    ("gradient", torch.float32, ""): (
+        (128, Blocks(64, 32, WHOLE, WHOLE, 2, 4)),
+        (_STEPS, Blocks(64, 64, 32, 128, 2, 8)),
+    ),
     ("gradient", torch.float32, "hopper"): (
+        (128, Blocks(64, 64, WHOLE, WHOLE, 2, 4)),
+        (_STEPS, Blocks(128, 64, 64, 128, 2, 8)),
+    ),
+    ("gradient", torch.float32, "blackwell"): (
         (128, Blocks(128, 32, WHOLE, WHOLE, 2, 8)),
         (_STEPS, Blocks(128, 32, 32, 128, 2, 8)),
     ),
-    ("gradient", torch.float32, "blackwell"): ((_STEPS, Blocks(128, 32, 32, 128, 2, 8)),),
     ("gradient", torch.bfloat16, ""): ((128, Blocks(64, 64, WHOLE, WHOLE, 2, 4)), *_WIDE_GRADIENTS),
     ("gradient", torch.bfloat16, "blackwell"): ((128, Blocks(128, 64, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
     ("gradient", torch.float16, ""): ((128, Blocks(128, 32, WHOLE, WHOLE, 2, 8)), *_WIDE_GRADIENTS),
@@ -102,8 +119,8 @@ def part_of(N: int, programs: int, blocks: Blocks, multiprocessors: int) -> int:
 def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     """Contract `pair_sums`."""
     x, y = _rows(pairs)
-    M, N, P = x.shape[0], y.shape[0], x.shape[1]
-    blocks = blocks_for("sums", x.dtype, P, capability)
+    M, N, P = x.shape[-2], y.shape[-2], pairs.x.shape[1]
+    blocks = blocks_for("sums", pairs.x.dtype, P, capability)
     programs = triton.cdiv(M, blocks.rows)
     part = part_of(N, programs, blocks, multiprocessors)
     parts = triton.cdiv(N, part)
@@ -111,7 +128,7 @@ def sums(pairs: Pairs, capability: int, multiprocessors: int) -> Tensor:
     with on_device(x):
         ldreg_pair_sums[programs, parts](
             *_operands(x, y, pairs.x_factor, pairs.y_factor, pairs),
-            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, P, parts > 1)),
+            *(each, M, N, P, pairs.own or 0, part, _setup(pairs, blocks, x.shape[-1], parts > 1)),
             num_warps=blocks.warps,
         )
     if parts == 1:
@@ -135,21 +152,22 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Contract `pair_gradients`."""
     x, y = _rows(pairs)
-    P = x.shape[1]
-    blocks = blocks_for("gradient", x.dtype, P, capability)
+    P = pairs.x.shape[1]
+    blocks = blocks_for("gradient", pairs.x.dtype, P, capability)
     state = state.contiguous()
+    share, unit = _shares(pairs, state, by_value)
 
     def launch(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, exchanged: bool) -> Tensor:
-        M, N = x.shape[0], y.shape[0]
+        M, N = x.shape[-2], y.shape[-2]
         down, across = triton.cdiv(M, blocks.rows), triton.cdiv(P, blocks.out or _every(P))
         part = part_of(N, down * across, blocks, multiprocessors)
         parts = triton.cdiv(N, part)
-        setup = _setup(pairs, blocks, P, parts > 1, exchanged)
+        setup = _setup(pairs, blocks, x.shape[-1], parts > 1, exchanged)
         each = torch.empty(parts, M, P, dtype=torch.float32, device=x.device)
         with on_device(x):
             ldreg_pair_gradient[down, across, parts](
                 *_operands(x, y, x_factor, y_factor, pairs),
-                *(state, by_value, each, M, N, P, pairs.own or 0, part, setup),
+                *(state, share, unit, each, M, N, P, pairs.own or 0, part, setup),
                 num_warps=blocks.warps,
             )
         return each[0] if parts == 1 else each.sum(0)
@@ -160,8 +178,42 @@ def gradients(
 
 
 def _rows(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    x = unit_columns(pairs.x.detach())
-    return x, x if pairs.symmetric else unit_columns(pairs.y.detach())
+    """[rows, P] as they are, or [2, rows, P rounded up to 16] float16 for float32 rows."""
+    x = _tile_operand(pairs.x.detach())
+    return x, x if pairs.symmetric else _tile_operand(pairs.y.detach())
+
+
+def _tile_operand(t: Tensor) -> Tensor:
+    """Rows as `_load` of triton_pairs.py takes them."""
+    if t.dtype != torch.float32:
+        return unit_columns(t)
+    rows, P = t.shape
+    width = triton.cdiv(P, 16) * 16
+    allocate = torch.empty if width == P else torch.zeros
+    halves = allocate(2, rows, width, dtype=torch.float16, device=t.device)
+    high, low = halves[..., :P]
+    high.copy_(t)
+    torch.sub(t, high, out=low)  # in float32, and exact before it is rounded
+    return halves
+
+
+def _shares(pairs: Pairs, state: Tensor, by_value: Tensor) -> tuple[Tensor, Tensor]:
+    """(share, unit): the gradient's factor of row i, by_value_i / total_i or with bias by_value_i, is share_i unit.
+
+    The unit is 1 but for float32 rows. There it makes the largest weight 2^13, or twice that where a pair has two:
+    float16 ends at 2^16.
+    """
+    # Without candidates the total is 0, and every weight too. The largest term of any other total is 1.
+    share = by_value if pairs.bias is not None else by_value / state[1].clamp_min(0.5)
+    if pairs.x.dtype != torch.float32:
+        return share, pairs.scale.detach()  # which is not read
+    most = torch.linalg.vector_norm(share.nan_to_num(0, 0, 0), torch.inf)  # a row of NaN is its own affair
+    unit = most.clamp_min(2.0**-100) * 2.0**-13
+    share = share / unit
+    if pairs.bias is not None:  # no sigmoid of a cosine is larger
+        largest = (pairs.scale + pairs.bias).detach().sigmoid().clamp_min(2.0**-110)
+        share, unit = share / largest, unit * largest
+    return share, unit
 
 
 def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, pairs: Pairs) -> tuple[Any, ...]:
@@ -169,7 +221,7 @@ def _operands(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | 
     scale = pairs.scale.detach()
     bias = scale if pairs.bias is None else pairs.bias.detach()
     x_factor, y_factor = (scale if f is None else f.contiguous() for f in (x_factor, y_factor))
-    return x, x.stride(0), x_factor, y, y.stride(0), y_factor, scale, bias
+    return x, x.stride(-2), x_factor, y, y.stride(-2), y_factor, scale, bias
 
 
 def _every(P: int) -> int:
@@ -177,9 +229,9 @@ def _every(P: int) -> int:
     return max(16, triton.next_power_of_2(P))
 
 
-def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool = False) -> Setup:
-    columns = blocks.step or _every(P)
-    out = blocks.out or _every(P)
+def _setup(pairs: Pairs, blocks: Blocks, width: int, divided: bool, exchanged: bool = False) -> Setup:
+    columns = blocks.step or _every(width)
+    out = blocks.out or _every(width)
     return Setup(
         rows=blocks.rows,
         candidates=blocks.candidates,
@@ -187,7 +239,8 @@ def _setup(pairs: Pairs, blocks: Blocks, P: int, divided: bool, exchanged: bool 
         out=out,
         stages=blocks.stages,
         whole=blocks.step == WHOLE,
-        even=P % columns == 0 and P % out == 0,
+        even=width % columns == 0 and width % out == 0,
+        halves=pairs.x.dtype == torch.float32,
         factors=pairs.x_factor is not None,
         bias=pairs.bias is not None,
         views=0 if pairs.own is None else pairs.views,

@@ -331,7 +331,7 @@ def test_triton_pairs_with_the_blocks_that_are_shipped(
     gradients = triton_backend.pair_gradients(pairs, state, by_value, True, True)
     truth = reference_pairs.pair_sums(exact)[0]
     expected = reference_pairs.pair_gradients(exact, truth, by_value.double(), True, True)
-    # tf32x3 leaves 2^-21 of each product and tensor cores truncate their sums over 128 columns: cosines within 3e-6.
+    # Halves leave 2^-22 of each entry and tensor cores truncate their sums over 128 columns: cosines within 3e-6.
     relative = 3e-6 / temperature
     values = [s[1] if bias is not None else scale.double() * s[0] + s[1].log() for s in (state.double(), truth)]
     torch.testing.assert_close(*values, rtol=2 * relative, atol=2 * relative)

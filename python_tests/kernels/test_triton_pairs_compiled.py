@@ -44,11 +44,7 @@ def kernels() -> list[dict]:
 
 
 def test_nothing_is_spilled(kernels: list[dict]) -> None:
-    """But five of a thousand instructions for float32 rows on Hopper where candidates are divided."""
-    few = [k for k in kernels if k["rows"] < 1 << 16 and k["dtype"] == "float32" and k["kernel"] == "gradient"]
-    assert [k for k in kernels if k not in few and (k["spilled"] or k["spill_instructions"])] == []
-    assert len(few) == 1
-    assert few[0]["spill_instructions"] <= 16  # other versions of Triton may need some more
+    assert [k for k in kernels if k["spilled"] or k["spill_instructions"]] == []
 
 
 def test_shared_memory_fits(kernels: list[dict]) -> None:
@@ -67,9 +63,10 @@ def test_there_are_no_atomics(kernels: list[dict]) -> None:
 
 
 def test_two_programs_share_a_multiprocessor(kernels: list[dict]) -> None:
-    """Half precision rows of 128 columns: one multiplies while the other takes exponentials."""
-    found = [k for k in kernels if k["P"] == 128 and k["dtype"] == "bfloat16" and k["capability"] == 90]
-    assert len(found) >= 4
+    """Rows of 128 columns, but for sums of float32 rows: one multiplies while the other takes exponentials."""
+    found = [k for k in kernels if k["P"] == 128 and k["capability"] == 90 and k["kernel"] != "join"]
+    found = [k for k in found if k["dtype"] == "bfloat16" or (k["dtype"], k["kernel"]) == ("float32", "gradient")]
+    assert len(found) >= 8
     for k in found:
         assert 2 * k["registers"] * 32 * k["warps"] <= REGISTERS
         assert 2 * (k["shared"] + KIB) <= SHARED_LIMIT[90] + KIB
