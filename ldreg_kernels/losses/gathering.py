@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import validate
 from ..ops.gather import gather_rows, several_processes
+from .checks import check_pair_backend, check_temperature, shown_temperature
 
 
 class Candidates(NamedTuple):
@@ -60,6 +61,37 @@ class GatheringLoss(nn.Module):
         if self.group is None and self.gather and several_processes():
             return dist.group.WORLD
         return self.group
+
+
+class ContrastiveLoss(GatheringLoss):
+    """A gathering loss with a temperature, and a backend for its sums over pairs."""
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        gather: bool,
+        group: dist.ProcessGroup | None,
+        equal_rows: bool,
+        backend: str,
+    ) -> None:
+        super().__init__(gather, group, equal_rows)
+        check_temperature(temperature)
+        check_pair_backend(backend)
+        self.temperature = temperature
+        self.backend = backend
+
+    def settings(self) -> dict[str, Any]:
+        """What the function takes, as keywords."""
+        return {
+            "temperature": self.temperature,
+            "group": self.joint_group(),
+            "equal_rows": self.equal_rows,
+            "backend": self.backend,
+        }
+
+    def extra_repr(self) -> str:
+        """The settings, for `repr`; a group has no name that says anything."""
+        return f"temperature={shown_temperature(self.temperature)}, gather={self.gather}, equal_rows={self.equal_rows}"
 
 
 class _Held:

@@ -27,11 +27,10 @@ from .checks import (
     check_rows,
     check_temperature,
     scale_of,
-    shown_temperature,
     working_dtype,
 )
 from .cosine import half_rows, unit_rows
-from .gathering import GatheringLoss, candidates_of
+from .gathering import ContrastiveLoss, candidates_of
 
 
 def info_nce_loss(
@@ -144,7 +143,7 @@ def cross_entropy_of_keys(
     return weight * torch.logaddexp(others - positive, scale.new_zeros(())).sum()
 
 
-class InfoNCELoss(GatheringLoss):
+class InfoNCELoss(ContrastiveLoss):
     """`info_nce_loss` with its settings kept: the mean of -s_ii/t + ln sum_j exp(s_ij/t) (MoCo v2 and v3).
 
     Args:
@@ -173,13 +172,9 @@ class InfoNCELoss(GatheringLoss):
         equal_rows: bool = False,
         backend: str = "auto",
     ) -> None:
-        super().__init__(gather, group, equal_rows)
-        check_temperature(temperature)
+        super().__init__(temperature, gather, group, equal_rows, backend)
         _check_base(base_temperature)
-        check_pair_backend(backend)
-        self.temperature = temperature
         self.base_temperature = base_temperature
-        self.backend = backend
 
     def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of queries and their keys; see `info_nce_loss`.
@@ -192,24 +187,12 @@ class InfoNCELoss(GatheringLoss):
         Returns:
             A 0-d tensor.
         """
-        return info_nce_loss(
-            query,
-            key,
-            negatives,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            group=self.joint_group(),
-            equal_rows=self.equal_rows,
-            backend=self.backend,
-        )
+        return info_nce_loss(query, key, negatives, base_temperature=self.base_temperature, **self.settings())
 
     def extra_repr(self) -> str:
-        """The settings, for `repr`; a group has no name that says anything."""
+        """The settings, for `repr`."""
         base = "" if self.base_temperature is None else f"base_temperature={self.base_temperature}, "
-        return (
-            f"temperature={shown_temperature(self.temperature)}, {base}gather={self.gather}, "
-            f"equal_rows={self.equal_rows}"
-        )
+        return base + super().extra_repr()
 
 
 def _check_base(base_temperature: float | None) -> None:

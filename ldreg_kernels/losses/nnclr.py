@@ -23,11 +23,10 @@ from .checks import (
     check_pair_backend,
     check_rows,
     check_temperature,
-    shown_temperature,
     working_dtype,
 )
 from .cosine import unit_rows
-from .gathering import GatheringLoss
+from .gathering import ContrastiveLoss
 from .infonce import cross_entropy_of_keys
 
 
@@ -101,7 +100,7 @@ def nnclr_loss(
         return (one + other) / 2
 
 
-class NNCLRLoss(GatheringLoss):
+class NNCLRLoss(ContrastiveLoss):
     """`nnclr_loss` with its settings kept: half the sum of two cross-entropies (NNCLR, section 3.2).
 
     Args:
@@ -129,11 +128,7 @@ class NNCLRLoss(GatheringLoss):
         equal_rows: bool = False,
         backend: str = "auto",
     ) -> None:
-        super().__init__(gather, group, equal_rows)
-        check_temperature(temperature)
-        check_pair_backend(backend)
-        self.temperature = temperature
-        self.backend = backend
+        super().__init__(temperature, gather, group, equal_rows, backend)
 
     def forward(self, nn1: Tensor, nn2: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
         """Loss of two views' neighbours and predictions; see `nnclr_loss`.
@@ -147,20 +142,7 @@ class NNCLRLoss(GatheringLoss):
         Returns:
             A 0-d tensor.
         """
-        return nnclr_loss(
-            nn1,
-            nn2,
-            p1,
-            p2,
-            temperature=self.temperature,
-            group=self.joint_group(),
-            equal_rows=self.equal_rows,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings, for `repr`; a group has no name that says anything."""
-        return f"temperature={shown_temperature(self.temperature)}, gather={self.gather}, equal_rows={self.equal_rows}"
+        return nnclr_loss(nn1, nn2, p1, p2, **self.settings())
 
 
 class SupportQueue(nn.Module):

@@ -28,11 +28,10 @@ from .checks import (
     check_rows,
     check_temperature,
     scale_of,
-    shown_temperature,
     working_dtype,
 )
 from .cosine import half_rows, unit_rows
-from .gathering import GatheringLoss, candidates_of
+from .gathering import ContrastiveLoss, candidates_of
 
 
 def nt_xent_loss(
@@ -119,7 +118,7 @@ def nt_xent_loss(
         return weight * torch.logaddexp(others - torch.cat([positive, positive]), scale.new_zeros(())).sum()
 
 
-class NTXentLoss(GatheringLoss):
+class NTXentLoss(ContrastiveLoss):
     """`nt_xent_loss` with its settings kept: L = (1/2N) sum_i l_i (SimCLR, equation 1).
 
     Args:
@@ -148,11 +147,7 @@ class NTXentLoss(GatheringLoss):
         equal_rows: bool = False,
         backend: str = "auto",
     ) -> None:
-        super().__init__(gather, group, equal_rows)
-        check_temperature(temperature)
-        check_pair_backend(backend)
-        self.temperature = temperature
-        self.backend = backend
+        super().__init__(temperature, gather, group, equal_rows, backend)
 
     def forward(self, z1: Tensor, z2: Tensor, negatives: Tensor | None = None) -> Tensor:
         """Loss of two batches of projector outputs; see `nt_xent_loss`.
@@ -165,19 +160,7 @@ class NTXentLoss(GatheringLoss):
         Returns:
             A 0-d tensor.
         """
-        return nt_xent_loss(
-            z1,
-            z2,
-            temperature=self.temperature,
-            negatives=negatives,
-            group=self.joint_group(),
-            equal_rows=self.equal_rows,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The settings, for `repr`; a group has no name that says anything."""
-        return f"temperature={shown_temperature(self.temperature)}, gather={self.gather}, equal_rows={self.equal_rows}"
+        return nt_xent_loss(z1, z2, negatives=negatives, **self.settings())
 
 
 def _check(z1: Tensor, z2: Tensor, temperature: float | Tensor, negatives: Tensor | None) -> None:

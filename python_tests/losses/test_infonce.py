@@ -180,7 +180,7 @@ def test_module_is_the_function() -> None:
     for others in ([], [bank]):
         expected = info_nce_loss(query, key, *others, temperature=0.3, base_temperature=0.5)
         assert torch.equal(module(query, key, *others), expected)
-    assert repr(module) == "InfoNCELoss(temperature=0.3, base_temperature=0.5, gather=True, equal_rows=False)"
+    assert repr(module) == "InfoNCELoss(base_temperature=0.5, temperature=0.3, gather=True, equal_rows=False)"
 
 
 def test_a_learned_temperature_is_a_parameter() -> None:
