@@ -119,8 +119,9 @@ def test_the_fused_op_passes_and_leaves_its_evidence(method: str, tiny_of: TinyO
     written = json.loads((tmp_path / "verification.json").read_text())
     assert written["passed"] is True
     assert written["config"]["method"]["name"] == method
-    losses = [[step["loss"] for step in curve] for curve in written["curves"]["yardsticks"]]
-    assert len(losses) == len({tuple(curve) for curve in losses}) == 3
+    # Trainings of their own: of weights one unit apart the loss alone may round to the same numbers for five steps.
+    yardsticks = [json.dumps(curve) for curve in written["curves"]["yardsticks"]]
+    assert len(yardsticks) == len(set(yardsticks)) == 3
     assert (tmp_path / "verification.png").read_bytes().startswith(b"\x89PNG")
     assert report.cost is not None
     assert written["cost_milliseconds"] == asdict(report.cost)
