@@ -73,6 +73,20 @@ def by_autograd(pairs: Pairs, by_value: Tensor) -> tuple[Tensor, list[Tensor]]:
     return values.detach(), [gradient / pairs.scale for gradient in found]
 
 
+def sizes(pairs: Pairs, by_value: Tensor) -> list[float]:
+    """What the gradients by rows and candidates would be if their terms, weights times unit vectors, did not cancel.
+
+    Roundings are relative to that: with one column vectors are +-1, and a gradient a hundredth of its terms.
+    """
+    logits = pairs.scale * pairs.x @ pairs.y.T
+    if pairs.own is not None:
+        logits = logits.masked_fill(reference_left_out(pairs), -math.inf)
+    slopes = logits.softmax(dim=1).nan_to_num() if pairs.bias is None else (logits + pairs.bias).sigmoid()
+    weights = slopes * by_value.abs()[:, None]
+    by_x, by_y = weights.sum(dim=1), weights.sum(dim=0)
+    return [float((by_x + by_y).norm())] if pairs.symmetric else [float(by_x.norm()), float(by_y.norm())]
+
+
 def check(module, pairs: Pairs) -> None:
     by_value = torch.randn(pairs.x.shape[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     truth, gradients = by_autograd(pairs, by_value)
@@ -95,11 +109,13 @@ def check(module, pairs: Pairs) -> None:
         torch.testing.assert_close(state[0].double(), slopes.sum(1), rtol=allowed, atol=UNDERFLOW)
     ones = torch.ones_like(state[0])
     again, unit = module.pair_sums(given, True)
-    for ours, theirs in ((again, state), (unit, module.pair_gradients(given, state, ones, True, False)[0])):
-        assert float((ours - theirs).norm()) <= tolerances.pairs(0) * float(theirs.norm())
+    assert float((again - state).norm()) <= tolerances.pairs(0) * float(state.norm())
+    twice = module.pair_gradients(given, state, ones, True, False)[0]
+    assert float((unit - twice).norm()) <= tolerances.pairs(0) * sizes(pairs, ones.double())[0] + UNDERFLOW
     found = module.pair_gradients(given, state, by_value.to(state.dtype), True, True)
-    for ours, theirs in zip((t for t in found if t is not None), gradients, strict=True):
-        assert float((ours.double() - theirs).norm()) <= allowed * float(theirs.norm()) + UNDERFLOW
+    given_back = [t for t in found if t is not None]
+    for ours, theirs, size in zip(given_back, gradients, sizes(pairs, by_value), strict=True):
+        assert float((ours.double() - theirs).norm()) <= allowed * size + UNDERFLOW
     if not pairs.symmetric:
         for need_x, need_y in ((True, False), (False, True)):
             one = module.pair_gradients(given, state, by_value.to(state.dtype), need_x, need_y)
